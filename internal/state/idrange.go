@@ -1,0 +1,119 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+// ErrNoRange: every id of the pool that is large enough is taken.
+var ErrNoRange = errors.New("no free id range of that size in the pool")
+
+// idRangeBucket maps owners to their ranges.
+const idRangeBucket = "id_ranges"
+
+// AllocateRange gives owner a block of size ids out of the pool and records it.
+// The same owner gets the same block again, as long as it has the same size. No two
+// blocks overlap, also when the pool has changed since. Blocks begin at multiples
+// of size from the beginning of a pool entry, so that blocks of one size do not
+// fragment the pool. It fails with ErrNoRange when nothing is left.
+func (db *DB) AllocateRange(owner string, pool []storage.IDRange, size uint32) (storage.IDRange, error) {
+	if owner == "" || size == 0 {
+		return storage.IDRange{}, fmt.Errorf("allocate id range: owner %q and size %d must be set", owner, size)
+	}
+	var got storage.IDRange
+	err := db.bolt.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists([]byte(idRangeBucket))
+		if err != nil {
+			return err
+		}
+		taken, err := readRanges(b)
+		if err != nil {
+			return err
+		}
+		if have, ok := taken[owner]; ok {
+			if have.Size != size {
+				return fmt.Errorf("it has %d ids already, not %d", have.Size, size)
+			}
+			got = have
+			return nil
+		}
+		free, ok := firstFree(pool, taken, size)
+		if !ok {
+			return ErrNoRange
+		}
+		got = free
+		data, err := json.Marshal(free)
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte(owner), data)
+	})
+	if err != nil {
+		return storage.IDRange{}, fmt.Errorf("allocate id range for %s: %w", owner, err)
+	}
+	return got, nil
+}
+
+// ReleaseRange gives the owner's block back. Call it only when no file and no
+// process with these ids is left. An unknown owner is no error.
+func (db *DB) ReleaseRange(owner string) error { return Delete(db, idRangeBucket, owner) }
+
+// Ranges returns the blocks by owner.
+func (db *DB) Ranges() (map[string]storage.IDRange, error) {
+	return List[storage.IDRange](db, idRangeBucket)
+}
+
+func readRanges(b *bolt.Bucket) (map[string]storage.IDRange, error) {
+	taken := map[string]storage.IDRange{}
+	err := b.ForEach(func(k, v []byte) error {
+		var r storage.IDRange
+		if err := json.Unmarshal(v, &r); err != nil {
+			return fmt.Errorf("decode range of %s: %w", k, err)
+		}
+		taken[string(k)] = r
+		return nil
+	})
+	return taken, err
+}
+
+// firstFree finds the lowest free block. Arithmetic is in 64 bits: a range may end at 2^32.
+func firstFree(pool []storage.IDRange, taken map[string]storage.IDRange, size uint32) (storage.IDRange, bool) {
+	used := make([]storage.IDRange, 0, len(taken))
+	for _, r := range taken {
+		used = append(used, r)
+	}
+	slices.SortFunc(used, func(a, b storage.IDRange) int {
+		switch {
+		case a.Base < b.Base:
+			return -1
+		case a.Base > b.Base:
+			return 1
+		}
+		return 0
+	})
+	step := uint64(size)
+	for _, p := range pool {
+		begin, limit := uint64(p.Base), uint64(p.Base)+uint64(p.Size)
+		candidate := begin
+		for _, u := range used {
+			if uint64(u.Base)+uint64(u.Size) <= candidate {
+				continue
+			}
+			if uint64(u.Base) >= candidate+step {
+				break
+			}
+			past := uint64(u.Base) + uint64(u.Size) - begin
+			candidate = begin + (past+step-1)/step*step
+		}
+		if candidate+step <= limit {
+			return storage.IDRange{Base: uint32(candidate), Size: size}, true
+		}
+	}
+	return storage.IDRange{}, false
+}

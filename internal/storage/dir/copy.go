@@ -1,0 +1,373 @@
+package dir
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+// bufferSize is one read of a file that cannot be cloned.
+const bufferSize = 256 << 10
+
+// copier copies one tree. Every step goes from an open directory to a name in it
+// without following links: the tree is an image's and its links lead anywhere.
+type copier struct {
+	ids   storage.IDRange
+	root  int               // destination
+	links map[uint64]string // inode of a file with several names -> its first copy, relative to root
+	dev   uint64            // device of the source; mounts below it are not copied
+	clone bool              // the file system may share blocks between files
+	buf   []byte
+}
+
+// copyTree copies the directory source to the existing directory target, and moves
+// every owner, access list and file capability into the id range.
+func copyTree(ctx context.Context, source, target string, ids storage.IDRange) error {
+	src, err := openDir(unix.AT_FDCWD, source)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", source, err)
+	}
+	defer unix.Close(src)
+	dst, err := openDir(unix.AT_FDCWD, target)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", target, err)
+	}
+	defer unix.Close(dst)
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return fmt.Errorf("look at %s: %w", source, err)
+	}
+	c := &copier{ids: ids, root: dst, links: map[uint64]string{}, dev: st.Dev, clone: true, buf: make([]byte, bufferSize)}
+	if err := c.members(ctx, src, dst, "."); err != nil {
+		return err
+	}
+	return c.finish(src, dst, ".", &st)
+}
+
+// members copies what is in a directory; path is relative to the root.
+func (c *copier) members(ctx context.Context, src, dst int, path string) error {
+	names, err := readNames(src)
+	if err != nil {
+		return fmt.Errorf("list %s: %w", path, err)
+	}
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("copy image: %w", context.Cause(ctx))
+		}
+		if err := c.entry(ctx, src, dst, name, filepath.Join(path, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *copier) entry(ctx context.Context, src, dst int, name, path string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(src, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", path, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		err = c.dir(ctx, src, dst, name, path, &st)
+	case unix.S_IFREG:
+		err = c.file(src, dst, name, path, &st)
+	case unix.S_IFLNK:
+		err = c.symlink(src, dst, name, &st)
+	case unix.S_IFIFO:
+		if err = unix.Mknodat(dst, name, unix.S_IFIFO|0o600, 0); err == nil {
+			err = c.own(dst, name, &st)
+		}
+		if err == nil {
+			err = unix.Fchmodat(dst, name, st.Mode&0o7777, 0)
+		}
+	default: // sockets mean nothing without their server, device nodes cannot be used
+		return nil
+	}
+	if err == nil {
+		err = unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", path, err)
+	}
+	return nil
+}
+
+func (c *copier) dir(ctx context.Context, src, dst int, name, path string, st *unix.Stat_t) error {
+	if err := unix.Mkdirat(dst, name, 0o700); err != nil {
+		return err
+	}
+	from, err := openDir(src, name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := openDir(dst, name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	if st.Dev == c.dev {
+		if err := c.members(ctx, from, to, path); err != nil {
+			return err
+		}
+	}
+	return c.finish(from, to, path, st)
+}
+
+func (c *copier) file(src, dst int, name, path string, st *unix.Stat_t) error {
+	if st.Nlink > 1 {
+		if first, ok := c.links[st.Ino]; ok {
+			err := unix.Linkat(c.root, first, dst, name, 0)
+			if err == nil || !errors.Is(err, unix.ENAMETOOLONG) && !errors.Is(err, unix.EMLINK) {
+				return err
+			}
+		}
+		c.links[st.Ino] = path
+	}
+	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := unix.Openat(dst, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = c.content(from, to, st)
+	if err == nil {
+		err = c.finish(from, to, path, st)
+	}
+	return errors.Join(err, unix.Close(to))
+}
+
+// content clones the blocks where the file system can, and copies what is not a hole where it cannot.
+func (c *copier) content(from, to int, st *unix.Stat_t) error {
+	if c.clone && st.Size > 0 {
+		err := unix.IoctlFileClone(to, from)
+		if err == nil {
+			return nil
+		}
+		// Another file system, or one without shared blocks: so are all other files.
+		c.clone = false
+	}
+	if st.Blocks*512 >= st.Size {
+		return c.copyRange(from, to, 0, st.Size)
+	}
+	for offset := int64(0); offset < st.Size; {
+		begin, err := unix.Seek(from, offset, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // only a hole is left
+		}
+		if err != nil {
+			return err
+		}
+		end, err := unix.Seek(from, begin, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if err := c.copyRange(from, to, begin, end); err != nil {
+			return err
+		}
+		offset = end
+	}
+	return unix.Ftruncate(to, st.Size)
+}
+
+func (c *copier) copyRange(from, to int, begin, end int64) error {
+	for begin < end {
+		n, err := unix.Pread(from, c.buf[:min(int64(len(c.buf)), end-begin)], begin)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		for p := c.buf[:n]; len(p) > 0; {
+			w, err := unix.Pwrite(to, p, begin)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			p, begin = p[w:], begin+int64(w)
+		}
+	}
+	return nil
+}
+
+func (c *copier) symlink(src, dst int, name string, st *unix.Stat_t) error {
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(src, name, target)
+	if err != nil {
+		return err
+	}
+	if err := unix.Symlinkat(string(target[:n]), dst, name); err != nil {
+		return err
+	}
+	return c.own(dst, name, st)
+}
+
+// own gives a name its shifted owner.
+func (c *copier) own(dst int, name string, st *unix.Stat_t) error {
+	uid, gid, err := c.owner(st)
+	if err != nil {
+		return err
+	}
+	return unix.Fchownat(dst, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (c *copier) owner(st *unix.Stat_t) (uid, gid int, err error) {
+	if st.Uid >= c.ids.Size || st.Gid >= c.ids.Size {
+		return 0, 0, fmt.Errorf("owner %d:%d is beyond the %d ids of the instance", st.Uid, st.Gid, c.ids.Size)
+	}
+	return int(c.ids.Base + st.Uid), int(c.ids.Base + st.Gid), nil
+}
+
+// finish gives an open file or directory its attributes. The order matters: a
+// change of owner clears setuid and capabilities, an access list changes the mode.
+func (c *copier) finish(from, to int, path string, st *unix.Stat_t) error {
+	uid, gid, err := c.owner(st)
+	if err == nil {
+		err = unix.Fchown(to, uid, gid)
+	}
+	if err == nil {
+		err = c.xattrs(from, to)
+	}
+	if err == nil {
+		err = unix.Fchmod(to, st.Mode&0o7777)
+	}
+	if err != nil {
+		return fmt.Errorf("set attributes of %s: %w", path, err)
+	}
+	if path != "." {
+		return nil
+	}
+	return unix.UtimesNanoAt(to, ".", []unix.Timespec{st.Atim, st.Mtim}, 0)
+}
+
+func (c *copier) xattrs(from, to int) error {
+	size, err := unix.Flistxattr(from, nil)
+	if err != nil || size == 0 {
+		return err
+	}
+	list := make([]byte, size)
+	if size, err = unix.Flistxattr(from, list); err != nil {
+		return err
+	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:size]), "\x00"), "\x00") {
+		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != "security.capability" {
+			continue // the host's security module gives its own
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Fgetxattr(from, name, value)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		shifted, err := c.shiftXattr(name, value[:n])
+		if err == nil {
+			err = unix.Fsetxattr(to, name, shifted, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Forms of security.capability (include/uapi/linux/capability.h).
+const (
+	capRevisionMask = 0xff000000
+	capRevision2    = 0x02000000
+	capRevision3    = 0x03000000
+	capSize2        = 20
+	capSize3        = 24
+)
+
+// Forms of access lists (include/uapi/linux/posix_acl_xattr.h).
+const (
+	aclHeader = 4
+	aclEntry  = 8
+	aclUser   = 0x02
+	aclGroup  = 0x08
+)
+
+// shiftXattr moves the ids that are inside a value.
+func (c *copier) shiftXattr(name string, value []byte) ([]byte, error) {
+	switch {
+	case name == "security.capability":
+		return c.shiftCapability(value)
+	case strings.HasPrefix(name, "system.posix_acl_"):
+		return c.shiftACL(value)
+	}
+	return value, nil
+}
+
+// shiftCapability binds a file's capabilities to the instance's root: a revision 2
+// value belongs to the host's root, whom no program of the guest may become.
+func (c *copier) shiftCapability(value []byte) ([]byte, error) {
+	if len(value) != capSize2 && len(value) != capSize3 {
+		return nil, fmt.Errorf("file capabilities of %d bytes are not known", len(value))
+	}
+	magic := binary.LittleEndian.Uint32(value)
+	rootID := uint32(0)
+	switch {
+	case magic&capRevisionMask == capRevision3 && len(value) == capSize3:
+		rootID = binary.LittleEndian.Uint32(value[capSize2:])
+	case magic&capRevisionMask != capRevision2 || len(value) != capSize2:
+		return nil, fmt.Errorf("file capabilities of revision %#x are not known", magic&capRevisionMask)
+	}
+	if rootID >= c.ids.Size {
+		return nil, fmt.Errorf("file capabilities of root id %d are beyond the %d ids of the instance", rootID, c.ids.Size)
+	}
+	out := make([]byte, capSize3)
+	copy(out, value[:capSize2])
+	binary.LittleEndian.PutUint32(out, magic&^capRevisionMask|capRevision3)
+	binary.LittleEndian.PutUint32(out[capSize2:], c.ids.Base+rootID)
+	return out, nil
+}
+
+func (c *copier) shiftACL(value []byte) ([]byte, error) {
+	if len(value) < aclHeader || (len(value)-aclHeader)%aclEntry != 0 {
+		return nil, fmt.Errorf("access list of %d bytes is damaged", len(value))
+	}
+	out := append([]byte(nil), value...)
+	for e := out[aclHeader:]; len(e) > 0; e = e[aclEntry:] {
+		if tag := binary.LittleEndian.Uint16(e); tag != aclUser && tag != aclGroup {
+			continue
+		}
+		id := binary.LittleEndian.Uint32(e[4:])
+		if id >= c.ids.Size {
+			return nil, fmt.Errorf("access list names id %d, beyond the %d ids of the instance", id, c.ids.Size)
+		}
+		binary.LittleEndian.PutUint32(e[4:], c.ids.Base+id)
+	}
+	return out, nil
+}
+
+func openDir(parent int, name string) (int, error) {
+	return unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+}
+
+// readNames lists a directory through a descriptor of its own, since reading moves the offset.
+func readNames(dir int) ([]string, error) {
+	fd, err := openDir(dir, ".")
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), ".")
+	defer f.Close()
+	return f.Readdirnames(-1)
+}

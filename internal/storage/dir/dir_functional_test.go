@@ -1,0 +1,14 @@
+//go:build functional
+
+package dir
+
+import (
+	"testing"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/storagetest"
+)
+
+func TestConformance(t *testing.T) {
+	storagetest.Run(t, func(dir string) (storage.Backend, error) { return New(dir) })
+}

@@ -1,0 +1,95 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+// holdCommand is a hidden argument of every binary with this package in it. A
+// process started with it does nothing: it is there to own a user namespace until
+// its parent has taken hold of that.
+const holdCommand = "userns-hold"
+
+// The holder ends here, before main and whatever main would do with the argument.
+func init() {
+	if len(os.Args) == 2 && os.Args[1] == holdCommand {
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the parent closes its end, by intent or by dying
+		os.Exit(0)
+	}
+}
+
+// UserNamespace makes a user namespace in which the ids 0…Size-1 are those of the
+// range, and returns a descriptor of it. A process is needed for that: Go cannot
+// leave the user namespace in one of its threads, and the kernel wants the maps
+// written from outside. So this binary is started again inside the new namespace
+// and killed as soon as the namespace is open; it needs no other program.
+func UserNamespace(ids storage.IDRange) (*os.File, error) {
+	stdin, keep, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make user namespace: %w", err)
+	}
+	defer keep.Close()
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Base), Size: int(ids.Size)}}
+	holder, err := os.StartProcess("/proc/self/exe", []string{"compute-agent", holdCommand}, &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: []*os.File{stdin, nil, nil},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:                 syscall.CLONE_NEWUSER,
+			UidMappings:                maps,
+			GidMappings:                maps,
+			GidMappingsEnableSetgroups: true,
+			Setpgid:                    true, // the terminal's signals are not for it
+		},
+	})
+	_ = stdin.Close()
+	if err != nil {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EUSERS) {
+			return nil, fmt.Errorf("%w: a user namespace for ids %d+%d cannot be made: %w", storage.ErrUnsupported, ids.Base, ids.Size, err)
+		}
+		return nil, fmt.Errorf("make user namespace for ids %d+%d: %w", ids.Base, ids.Size, err)
+	}
+	ns, err := os.Open("/proc/" + strconv.Itoa(holder.Pid) + "/ns/user")
+	killErr := holder.Kill()
+	_, waitErr := holder.Wait()
+	if err := errors.Join(err, killErr, waitErr); err != nil {
+		return nil, fmt.Errorf("open user namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// CloneIDMapped mounts the directory source read-only at target, with its ids
+// mapped to the range (mount_setattr(2), MOUNT_ATTR_IDMAP). Mounts below source are
+// not part of it.
+func CloneIDMapped(source, target string, ids storage.IDRange) error {
+	ns, err := UserNamespace(ids)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("clone %s: %w", source, err)
+	}
+	defer unix.Close(tree)
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY,
+		Propagation: unix.MS_PRIVATE,
+		Userns_fd:   uint64(ns.Fd()),
+	})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("%w: the file system of %s cannot be id-mapped on this kernel: %w", storage.ErrUnsupported, source, err)
+	}
+	if err != nil {
+		return fmt.Errorf("map ids of %s: %w", source, err)
+	}
+	return attach(tree, target)
+}

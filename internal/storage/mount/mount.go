@@ -1,0 +1,194 @@
+// Package mount wraps the kernel's mount calls: what is mounted where, unmounting
+// with a deadline, overlays, and id-mapped clones of a directory.
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+// pollMin and pollMax bound the pause between attempts to unmount what is busy.
+const (
+	pollMin = 5 * time.Millisecond
+	pollMax = 200 * time.Millisecond
+)
+
+// Is tells whether a mount begins at path. A path that does not exist is no mount.
+func Is(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// Unmount unmounts everything that is mounted at path, and waits for users to
+// leave and for data to be written until ctx ends: then storage.ErrBusy. What is
+// not mounted is unmounted already. An empty mount point is made anew, see renew.
+func Unmount(ctx context.Context, path string) error {
+	for pause, found := pollMin, false; ; {
+		mounted, err := Is(path)
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			return renew(path, found)
+		}
+		found = true
+		// The kernel writes back all dirty data here, in a call that nothing interrupts.
+		err = await(ctx, func() error { return unix.Unmount(path, unix.UMOUNT_NOFOLLOW) })
+		switch {
+		case err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT): // look again: mounts stack
+			continue
+		case ctx.Err() != nil:
+			return fmt.Errorf("unmount %s: %w: %w", path, storage.ErrBusy, context.Cause(ctx))
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("unmount %s: %w: %w", path, storage.ErrBusy, context.Cause(ctx))
+		}
+		pause = min(2*pause, pollMax)
+	}
+}
+
+// Detach takes the mounts at path out of the tree at once; the file system itself
+// goes when its last user does. An empty mount point is made anew, see renew.
+func Detach(path string) error {
+	for found := false; ; found = true {
+		mounted, err := Is(path)
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			return renew(path, found)
+		}
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("detach %s: %w", path, err)
+		}
+	}
+}
+
+// renew replaces a mount point that was in use. Other mount namespaces, of any
+// service started meanwhile, may have copies of the mount, which would keep the
+// file system and its loop device; the kernel drops those copies when the
+// directory itself goes (fs/namespace.c:__detach_mounts).
+func renew(path string, used bool) error {
+	if !used {
+		return nil
+	}
+	if err := unix.Rmdir(path); err != nil {
+		return nil //nolint:nilerr // not empty, so a directory with another use; or gone
+	}
+	return Point(path)
+}
+
+// Point makes a directory to mount at, which others may pass through; one that exists will do.
+func Point(path string) error {
+	err := os.Mkdir(path, 0o711) //nolint:gosec // see the comment
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Chmod(path, 0o711) //nolint:gosec // the umask takes bits away
+	}
+	if err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	return nil
+}
+
+// await runs a call that cannot be interrupted and stops waiting for it when ctx ends.
+func await(ctx context.Context, call func() error) error {
+	done := make(chan error, 1) // the call may end after nobody waits
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Option is one parameter of a file system; an empty value is a flag.
+type Option struct{ Key, Value string }
+
+// New mounts a file system of type fstype at target.
+func New(fstype, target string, options ...Option) error {
+	fd, err := Detached(fstype, options...)
+	if err != nil {
+		return err
+	}
+	defer fd.Close()
+	return attach(int(fd.Fd()), target)
+}
+
+// Detached makes a mount that is nowhere in the tree; it goes with the file.
+func Detached(fstype string, options ...Option) (*os.File, error) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			return nil, fmt.Errorf("%w: the kernel has no file system %s", storage.ErrUnsupported, fstype)
+		}
+		return nil, fmt.Errorf("open file system %s: %w", fstype, err)
+	}
+	defer unix.Close(fs)
+	for _, o := range options {
+		if o.Value == "" {
+			err = unix.FsconfigSetFlag(fs, o.Key)
+		} else {
+			err = unix.FsconfigSetString(fs, o.Key, o.Value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("set %s of %s: %w%s", o.Key, fstype, err, reasons(fs))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("make file system %s: %w%s", fstype, err, reasons(fs))
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("mount file system %s: %w%s", fstype, err, reasons(fs))
+	}
+	return os.NewFile(uintptr(fd), fstype), nil
+}
+
+// reasons reads what the kernel has to say about a failure (Documentation/filesystems/mount_api.rst).
+func reasons(fs int) string {
+	var lines []string
+	buf := make([]byte, 4096)
+	for {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		lines = append(lines, strings.TrimSpace(strings.TrimLeft(string(buf[:n]), "ewi ")))
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(lines, "; ") + ")"
+}
+
+func attach(fd int, target string) error {
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount at %s: %w", target, err)
+	}
+	return nil
+}

@@ -1,0 +1,264 @@
+// Package overlay is the default storage back end: the image's tree, shared by all
+// instances and id-mapped for each, lies below an instance's own changes, which go
+// to an ext4 file system of the flavor's size in a sparse file.
+//
+//	<dir>/<instance>/disk.img   the file system, holding upper/ and work/; a directory disk/ when there is no quota
+//	<dir>/<instance>/rootfs     the merged tree, owned by the instance's id range
+//
+// While mounting, the file system is at disk/ and the id-mapped image at lower/.
+// The overlay keeps its own references to both, so these mounts go away again: one
+// mount an instance remains, and unmounting it releases the loop device as well.
+// Mounts are made in the process's mount namespace, where a container's start
+// finds them.
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ext4"
+	"github.com/compute-agent/compute-agent/internal/storage/mount"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
+)
+
+const (
+	diskFile  = "disk.img"
+	diskDir   = "disk"
+	lowerDir  = "lower"
+	rootfsDir = "rootfs"
+	// busyTimeout bounds the wait for users of a root disk when the caller's own deadline is later.
+	busyTimeout = 10 * time.Second
+)
+
+// mountPoints in the order in which they are unmounted.
+var mountPoints = []string{rootfsDir, lowerDir, diskDir}
+
+// Backend implements storage.Backend and storage.Runner.
+type Backend struct {
+	pool *pool.Pool
+}
+
+var (
+	_ storage.Backend = (*Backend)(nil)
+	_ storage.Runner  = (*Backend)(nil)
+)
+
+// New opens the root disks in dir, making it if needed, and tries out on a scratch
+// directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
+func New(dir string) (*Backend, error) {
+	p, err := pool.Open(dir, release)
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{pool: p}
+	if err := b.probe(dir); err != nil {
+		return nil, fmt.Errorf("try overlay in %s: %w", dir, err)
+	}
+	return b, nil
+}
+
+// probe mounts an overlay with an id-mapped lower directory, as instances get it.
+func (b *Backend) probe(dir string) (err error) {
+	if _, err := os.Stat(ext4.Program); err != nil {
+		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, ext4.Program)
+	}
+	scratch, err := os.MkdirTemp(filepath.Join(dir, ".new"), "probe-")
+	if err != nil {
+		return err
+	}
+	image := filepath.Join(scratch, "image")
+	defer func() { err = errors.Join(err, release(scratch), os.RemoveAll(scratch)) }()
+	if err := os.Mkdir(image, 0o700); err != nil {
+		return err
+	}
+	return assemble(scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
+}
+
+// release detaches everything that may be mounted in an instance's directory.
+func release(dir string) error {
+	var errs []error
+	for _, name := range mountPoints {
+		errs = append(errs, mount.Detach(filepath.Join(dir, name)))
+	}
+	return errors.Join(errs...)
+}
+
+// Name implements storage.Backend.
+func (b *Backend) Name() string { return "overlay" }
+
+// Run implements storage.Runner: it removes the data of deleted root disks.
+func (b *Backend) Run(ctx context.Context) error { return b.pool.Run(ctx) }
+
+// Create implements storage.Backend. It only makes the file system; nothing is mounted.
+func (b *Backend) Create(ctx context.Context, r storage.Root) error {
+	if r.Nested {
+		return fmt.Errorf("create root disk of %s: %w: a guest cannot mount an overlay on an overlay", r.InstanceID, storage.ErrUnsupported)
+	}
+	if info, err := os.Stat(r.ImagePath); err != nil || !info.IsDir() {
+		return fmt.Errorf("create root disk of %s: image %s is not there", r.InstanceID, r.ImagePath)
+	}
+	err := b.pool.Add(r, func(dir string) error {
+		if r.SizeGB == 0 {
+			return nil
+		}
+		return ext4.Create(ctx, filepath.Join(dir, diskFile), r.SizeGB)
+	})
+	if err != nil {
+		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
+	}
+	return nil
+}
+
+// Mount implements storage.Backend.
+func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
+	have, err := b.pool.Root(r.InstanceID)
+	if err != nil {
+		return "", fmt.Errorf("mount root disk: %w", err)
+	}
+	dir := b.pool.Path(r.InstanceID)
+	path := filepath.Join(dir, rootfsDir)
+	mounted, err := mount.Is(path)
+	if err == nil && !mounted {
+		// What a crash in the middle left is no part of what is made now.
+		err = errors.Join(mount.Unmount(ctx, filepath.Join(dir, lowerDir)), mount.Unmount(ctx, filepath.Join(dir, diskDir)))
+		if err == nil {
+			err = assemble(dir, have)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("mount root disk of %s: %w", r.InstanceID, err)
+	}
+	return path, nil
+}
+
+// assemble makes the overlay at dir/rootfs.
+func assemble(dir string, r storage.Root) (err error) {
+	for _, name := range mountPoints {
+		if err := mount.Point(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	disk, lower := filepath.Join(dir, diskDir), filepath.Join(dir, lowerDir)
+	if r.SizeGB > 0 {
+		if err := ext4.Mount(filepath.Join(dir, diskFile), disk); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, mount.Detach(disk)) }()
+	}
+	if err := makeUpper(disk, r); err != nil {
+		return err
+	}
+	if err := mount.CloneIDMapped(r.ImagePath, lower, r.IDs); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, mount.Detach(lower)) }()
+	return mount.New("overlay", filepath.Join(dir, rootfsDir),
+		mount.Option{Key: "source", Value: "compute-agent"},
+		mount.Option{Key: "lowerdir", Value: lower},
+		mount.Option{Key: "upperdir", Value: filepath.Join(disk, "upper")},
+		mount.Option{Key: "workdir", Value: filepath.Join(disk, "work")},
+		// Guests rename directories of the image; without redirects that fails with EXDEV.
+		mount.Option{Key: "redirect_dir", Value: "on"},
+		// The inode index would tie the changes to the inodes of one copy of the image.
+		mount.Option{Key: "index", Value: "off"},
+		mount.Option{Key: "metacopy", Value: "off"},
+		// One device number for both layers, or `find -xdev` and `tar --one-file-system` stop short.
+		mount.Option{Key: "xino", Value: "auto"})
+}
+
+// makeUpper makes the directory of the instance's changes. Its owner and mode are
+// those of the merged root: the image's, moved to the instance's ids.
+func makeUpper(disk string, r storage.Root) error {
+	var st unix.Stat_t
+	if err := unix.Stat(r.ImagePath, &st); err != nil {
+		return fmt.Errorf("look at image %s: %w", r.ImagePath, err)
+	}
+	upper, work := filepath.Join(disk, "upper"), filepath.Join(disk, "work")
+	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("prepare disk: %w", err)
+	}
+	err := os.Mkdir(upper, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		var have unix.Stat_t
+		if err := unix.Stat(upper, &have); err != nil {
+			return fmt.Errorf("prepare disk: %w", err)
+		}
+		if have.Uid != 0 { // complete: the owner is set last
+			return nil
+		}
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("prepare disk: %w", err)
+	}
+	if st.Uid >= r.IDs.Size || st.Gid >= r.IDs.Size {
+		return fmt.Errorf("prepare disk: the image's root belongs to %d:%d, beyond the %d ids of the instance", st.Uid, st.Gid, r.IDs.Size)
+	}
+	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
+		return fmt.Errorf("prepare disk: %w", err)
+	}
+	if err := os.Chown(upper, int(r.IDs.Base+st.Uid), int(r.IDs.Base+st.Gid)); err != nil {
+		return fmt.Errorf("prepare disk: %w", err)
+	}
+	return nil
+}
+
+// Unmount implements storage.Backend.
+func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
+	if err := pool.CheckID(instanceID); err != nil {
+		return fmt.Errorf("unmount root disk: %w", err)
+	}
+	if err := b.unmount(ctx, instanceID); err != nil {
+		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
+	}
+	return nil
+}
+
+func (b *Backend) unmount(ctx context.Context, instanceID string) error {
+	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
+	defer cancel()
+	for _, name := range mountPoints {
+		if err := mount.Unmount(ctx, b.pool.Path(instanceID, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Delete implements storage.Backend. What the guest wrote last is dropped rather
+// than written, and the blocks are freed by Run.
+func (b *Backend) Delete(ctx context.Context, instanceID string) error {
+	if err := pool.CheckID(instanceID); err != nil {
+		return fmt.Errorf("delete root disk: %w", err)
+	}
+	log := reqctx.Log(ctx).WithField("instance", instanceID)
+	if err := ext4.Shutdown(b.pool.Path(instanceID, diskFile)); err != nil {
+		log.WithError(err).Debug("root disk is unmounted with its data") // slower, no more
+	}
+	err := b.unmount(ctx, instanceID)
+	if errors.Is(err, storage.ErrBusy) && ctx.Err() == nil {
+		log.WithError(err).Warning("root disk is still in use, detaching it")
+		err = release(b.pool.Path(instanceID))
+	}
+	if err == nil {
+		err = b.pool.Discard(instanceID)
+	}
+	if err != nil {
+		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
+	}
+	return nil
+}
+
+// List implements storage.Backend.
+func (b *Backend) List(context.Context) ([]string, error) { return b.pool.List() }
+
+// Usage implements storage.Backend.
+func (b *Backend) Usage(context.Context) (storage.Usage, error) { return b.pool.Usage() }

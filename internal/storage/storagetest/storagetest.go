@@ -1,0 +1,468 @@
+// Package storagetest is one suite for every storage back end. It needs root and
+// makes mounts; run it under the build tag functional.
+package storagetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/mount"
+)
+
+// Environment is where a suite works.
+type Environment struct {
+	Dir   string // of the back end, on a file system that it supports; passable for others
+	Image string // a tree made by MakeImage
+}
+
+// Need fails or skips a test that cannot run here: COMPUTE_AGENT_FUNCTIONAL=1 says that it must.
+func Need(t testing.TB, ok bool, what string) {
+	t.Helper()
+	if ok {
+		return
+	}
+	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
+		t.Fatalf("this test needs %s", what)
+	}
+	t.Skipf("this test needs %s", what)
+}
+
+// NewEnvironment makes an empty directory for a back end, and an image. Both are
+// removed with the test, which fails when a mount or loop device is left.
+func NewEnvironment(t testing.TB) Environment {
+	t.Helper()
+	Need(t, os.Geteuid() == 0, "root")
+	base, err := os.MkdirTemp("/var/tmp", "storagetest-")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(base, 0o755)) //nolint:gosec // guests pass through it
+	t.Cleanup(func() {
+		left := Leftovers(t, base)
+		for _, m := range strings.Fields(left.Mounts) {
+			_ = mount.Detach(m)
+		}
+		require.Zero(t, left, "left on the host")
+		require.NoError(t, os.RemoveAll(base))
+	})
+	e := Environment{Dir: filepath.Join(base, "roots"), Image: filepath.Join(base, "image")}
+	MakeImage(t, e.Image)
+	return e
+}
+
+// Left is what a test has not cleaned up.
+type Left struct {
+	Mounts string // mount points, one a line
+	Loops  string // loop devices
+}
+
+// Leftovers looks for mounts below dir and loop devices of files below it.
+func Leftovers(t testing.TB, dir string) Left {
+	t.Helper()
+	var left Left
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(table)) {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, dir) {
+			left.Mounts += point + "\n"
+		}
+	}
+	// The kernel releases a loop device a moment after its last user has gone.
+	for range 50 {
+		left.Loops = ""
+		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		require.NoError(t, err)
+		for _, f := range files {
+			if name, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(name), dir) { //nolint:gosec // of sysfs
+				left.Loops += f + ": " + string(name)
+			}
+		}
+		if left.Loops == "" {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return left
+}
+
+// MakeImage makes a small tree with everything that is easily lost: owners, setuid,
+// links, holes, an access list and file capabilities.
+func MakeImage(t testing.TB, dir string) {
+	t.Helper()
+	for _, d := range []string{"", "etc", "bin", "home/user", "tmp"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, d), 0o755)) //nolint:gosec // as in an image
+	}
+	write := func(name, content string, mode uint32, uid int) {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		require.NoError(t, os.Chown(path, uid, uid))
+		require.NoError(t, unix.Chmod(path, mode))
+	}
+	write("etc/hostname", "image\n", 0o644, 0)
+	write("bin/su", "setuid\n", 0o4755, 0)
+	write("bin/ping", "capable\n", 0o755, 0)
+	write("home/user/file", "mine\n", 0o600, 1000)
+	require.NoError(t, os.Chown(filepath.Join(dir, "home/user"), 1000, 1000))
+	require.NoError(t, unix.Chmod(filepath.Join(dir, "tmp"), 0o1777))
+	require.NoError(t, os.Link(filepath.Join(dir, "etc/hostname"), filepath.Join(dir, "etc/hostname.link")))
+	require.NoError(t, os.Symlink("/etc/shadow", filepath.Join(dir, "etc/absolute")))
+	require.NoError(t, os.Truncate(filepath.Join(dir, "bin/su"), 8<<20))
+	require.NoError(t, unix.Chmod(filepath.Join(dir, "bin/su"), 0o4755))
+	require.NoError(t, unix.Setxattr(filepath.Join(dir, "bin/ping"), "security.capability", netRaw, 0))
+	acl := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\xe9\x03\x00\x00" +
+		"\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff") // user 1001 may read
+	require.NoError(t, unix.Setxattr(filepath.Join(dir, "home/user/file"), "system.posix_acl_access", acl, 0))
+	when := time.Unix(1_700_000_000, 0)
+	require.NoError(t, os.Chtimes(filepath.Join(dir, "etc/hostname"), when, when))
+}
+
+// netRaw is cap_net_raw=ep as revision 2.
+var netRaw = []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+
+// Run runs the suite; open opens the back end in the environment's directory and
+// is called again where a test needs a restart of the agent.
+func Run(t *testing.T, open func(dir string) (storage.Backend, error)) {
+	t.Helper()
+	s := suite{open: open}
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, Environment, storage.Backend)
+	}{
+		{"tree", s.tree},
+		{"two ranges", s.twoRanges},
+		{"guest", s.guest},
+		{"quota", s.quota},
+		{"no quota", s.noQuota},
+		{"repeat", s.repeat},
+		{"keeps changes", s.keepsChanges},
+		{"busy", s.busy},
+		{"delete is fast", s.deleteIsFast},
+		{"refuses", s.refuses},
+		{"cancelled create", s.cancelledCreate},
+		{"restart", s.restart},
+		{"parallel", s.parallel},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := NewEnvironment(t)
+			b, err := open(e.Dir)
+			require.NoError(t, err)
+			test.run(t, e, b)
+		})
+	}
+}
+
+type suite struct {
+	open func(dir string) (storage.Backend, error)
+}
+
+// ids is a range of its own for each n.
+func ids(n uint32) storage.IDRange { return storage.IDRange{Base: 2_000_000 + n*65536, Size: 65536} }
+
+func root(e Environment, name string, n uint32, sizeGB int) storage.Root {
+	return storage.Root{InstanceID: name, ImagePath: e.Image, SizeGB: sizeGB, IDs: ids(n)}
+}
+
+// up creates and mounts, and deletes with the test.
+func up(t *testing.T, b storage.Backend, r storage.Root) string {
+	t.Helper()
+	require.NoError(t, b.Create(t.Context(), r))
+	t.Cleanup(func() { require.NoError(t, b.Delete(context.WithoutCancel(t.Context()), r.InstanceID)) })
+	path, err := b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	return path
+}
+
+func stat(t *testing.T, path string) unix.Stat_t {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Lstat(path, &st))
+	return st
+}
+
+func (suite) tree(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 1))
+	base := ids(0).Base
+	for name, want := range map[string]struct {
+		mode, uid uint32
+	}{
+		"":                  {unix.S_IFDIR | 0o755, base},
+		"etc/hostname":      {unix.S_IFREG | 0o644, base},
+		"etc/absolute":      {unix.S_IFLNK | 0o777, base},
+		"bin/su":            {unix.S_IFREG | 0o4755, base},
+		"tmp":               {unix.S_IFDIR | 0o1777, base},
+		"home/user":         {unix.S_IFDIR | 0o755, base + 1000},
+		"home/user/file":    {unix.S_IFREG | 0o640, base + 1000}, // 4 of the access list's mask
+		"etc/hostname.link": {unix.S_IFREG | 0o644, base},
+	} {
+		st := stat(t, filepath.Join(path, name))
+		require.Equal(t, want.mode, st.Mode, name)
+		require.Equal(t, want.uid, st.Uid, name)
+		require.Equal(t, want.uid, st.Gid, name)
+	}
+	require.EqualValues(t, 1_700_000_000, stat(t, filepath.Join(path, "etc/hostname")).Mtim.Sec)
+	require.Equal(t, stat(t, filepath.Join(path, "etc/hostname")).Ino, stat(t, filepath.Join(path, "etc/hostname.link")).Ino)
+	require.Less(t, stat(t, filepath.Join(path, "bin/su")).Blocks, int64(64), "the hole is kept")
+	acl := make([]byte, 64)
+	n, err := unix.Getxattr(filepath.Join(path, "home/user/file"), "system.posix_acl_access", acl)
+	require.NoError(t, err)
+	require.Equal(t, 44, n)
+	require.Equal(t, base+1001, uint32(acl[16])|uint32(acl[17])<<8|uint32(acl[18])<<16|uint32(acl[19])<<24)
+}
+
+func (suite) twoRanges(t *testing.T, e Environment, b storage.Backend) {
+	one, two := up(t, b, root(e, "one", 1, 1)), up(t, b, root(e, "two", 2, 1))
+	require.Equal(t, ids(1).Base, stat(t, filepath.Join(one, "etc/hostname")).Uid)
+	require.Equal(t, ids(2).Base, stat(t, filepath.Join(two, "etc/hostname")).Uid)
+	require.NoError(t, os.WriteFile(filepath.Join(one, "etc/hostname"), []byte("one\n"), 0o600))
+	got, err := os.ReadFile(filepath.Join(two, "etc/hostname")) //nolint:gosec // the test's own
+	require.NoError(t, err)
+	require.Equal(t, "image\n", string(got), "instances share nothing that they write")
+	image, err := os.ReadFile(filepath.Join(e.Image, "etc/hostname"))
+	require.NoError(t, err)
+	require.Equal(t, "image\n", string(image))
+}
+
+// inGuest runs a program with the ids of a guest's root.
+func inGuest(t *testing.T, r storage.IDRange, args ...string) (string, error) {
+	t.Helper()
+	maps := []syscall.SysProcIDMap{{HostID: int(r.Base), Size: int(r.Size)}}
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{},
+	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (suite) guest(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 3, 1))
+	// Its root may do all that a root does in its tree, and nothing in another's.
+	out, err := inGuest(t, ids(3), "/bin/sh", "-c", "cd "+path+" && stat -c %u etc/hostname home/user && "+
+		"echo x > new && chown 1000:1000 new etc/hostname && chmod 4755 etc/hostname && mv home/user home/renamed && rm bin/su && mkfifo pipe")
+	require.NoError(t, err, out)
+	require.Equal(t, "0\n1000\n", out)
+	require.Equal(t, ids(3).Base+1000, stat(t, filepath.Join(path, "new")).Uid)
+	out, err = inGuest(t, ids(4), "/bin/sh", "-c", "echo x > "+filepath.Join(path, "bad"))
+	require.Error(t, err, out)
+	// The kernel shows capabilities as revision 2 to those for whom they are in force.
+	capability := make([]byte, 64)
+	if getcap, err := exec.LookPath("getcap"); err == nil {
+		out, err = inGuest(t, ids(3), getcap, filepath.Join(path, "bin/ping"))
+		require.NoError(t, err, out)
+		require.Contains(t, out, "cap_net_raw=ep")
+		require.NotContains(t, out, "rootid")
+	}
+	_, err = unix.Getxattr(filepath.Join(path, "bin/ping"), "security.capability", capability)
+	require.NoError(t, err)
+}
+
+func (suite) quota(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 1))
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &st))
+	total := st.Blocks * uint64(st.Bsize) //nolint:gosec // positive
+	require.InDelta(t, 1<<30, float64(total), 0.06*(1<<30), "df shows the flavor's size")
+	file, err := os.Create(filepath.Join(path, "large")) //nolint:gosec // the test's own
+	require.NoError(t, err)
+	defer file.Close()
+	chunk := bytes.Repeat([]byte{1}, 1<<20)
+	written := 0
+	for ; written < 1100; written++ {
+		if _, err = file.Write(chunk); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = file.Sync()
+	}
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.Greater(t, written, 900)
+}
+
+func (suite) noQuota(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 0))
+	var guest, host unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &guest))
+	require.NoError(t, unix.Statfs(e.Dir, &host))
+	require.Equal(t, host.Blocks, guest.Blocks)
+	require.NoError(t, os.WriteFile(filepath.Join(path, "new"), []byte("x"), 0o600))
+	u, err := b.Usage(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, host.Blocks*uint64(host.Bsize), u.Total) //nolint:gosec // positive
+	require.Positive(t, u.Free)
+}
+
+func (suite) repeat(t *testing.T, e Environment, b storage.Backend) {
+	r := root(e, "a", 0, 1)
+	require.NoError(t, b.Unmount(t.Context(), "a"), "of what never existed")
+	require.NoError(t, b.Delete(t.Context(), "a"), "of what never existed")
+	_, err := b.Mount(t.Context(), r)
+	require.ErrorIs(t, err, storage.ErrNotFound)
+	path := up(t, b, r)
+	require.NoError(t, b.Create(t.Context(), r))
+	again, err := b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	require.Equal(t, path, again)
+	other := r
+	other.IDs = ids(5)
+	require.Error(t, b.Create(t.Context(), other), "another root disk under the same name")
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, list)
+	require.NoError(t, b.Unmount(t.Context(), "a"))
+	require.NoError(t, b.Unmount(t.Context(), "a"))
+	require.NoError(t, b.Delete(t.Context(), "a"))
+	require.NoError(t, b.Delete(t.Context(), "a"))
+	list, err = b.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, list)
+}
+
+func (s suite) keepsChanges(t *testing.T, e Environment, b storage.Backend) {
+	r := root(e, "a", 0, 1)
+	path := up(t, b, r)
+	require.NoError(t, os.WriteFile(filepath.Join(path, "etc/hostname"), []byte("changed\n"), 0o600))
+	require.NoError(t, os.Remove(filepath.Join(path, "bin/su")))
+	require.NoError(t, os.Rename(filepath.Join(path, "home"), filepath.Join(path, "users")))
+	require.NoError(t, b.Unmount(t.Context(), "a"))
+	// The agent may be another one by now, and the host rebooted.
+	b, err := s.open(e.Dir)
+	require.NoError(t, err)
+	path, err = b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	got, err := os.ReadFile(filepath.Join(path, "etc/hostname")) //nolint:gosec // the test's own
+	require.NoError(t, err)
+	require.Equal(t, "changed\n", string(got))
+	require.NoFileExists(t, filepath.Join(path, "bin/su"))
+	require.FileExists(t, filepath.Join(path, "users/user/file"))
+}
+
+func (suite) busy(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 1))
+	file, err := os.Open(filepath.Join(path, "etc/hostname")) //nolint:gosec // the test's own
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, b.Unmount(ctx, "a"), storage.ErrBusy)
+	require.ErrorIs(t, b.Delete(ctx, "a"), storage.ErrBusy, "the caller's deadline has passed")
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, list)
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		_ = file.Close()
+	}()
+	require.NoError(t, b.Unmount(t.Context(), "a"), "it waits for the last user")
+}
+
+func (suite) deleteIsFast(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 2))
+	file, err := os.Create(filepath.Join(path, "large")) //nolint:gosec // the test's own
+	require.NoError(t, err)
+	chunk := bytes.Repeat([]byte{1}, 1<<20)
+	for range 700 {
+		_, err = file.Write(chunk)
+		require.NoError(t, err)
+	}
+	require.NoError(t, file.Close())
+	start := time.Now()
+	require.NoError(t, b.Delete(t.Context(), "a"))
+	elapsed := time.Since(start)
+	t.Logf("deleted with 700 MiB in %s", elapsed)
+	require.Less(t, elapsed, time.Second)
+	runner, ok := b.(storage.Runner)
+	require.True(t, ok)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- runner.Run(ctx) }()
+	require.Eventually(t, func() bool {
+		left, err := os.ReadDir(filepath.Join(e.Dir, ".trash"))
+		return err == nil && len(left) == 0
+	}, 20*time.Second, 10*time.Millisecond, "Run frees the space")
+	cancel()
+	require.NoError(t, <-done)
+}
+
+func (suite) refuses(t *testing.T, e Environment, b storage.Backend) {
+	for name, change := range map[string]func(*storage.Root){
+		"path as id":     func(r *storage.Root) { r.InstanceID = "../x" },
+		"no id":          func(r *storage.Root) { r.InstanceID = "" },
+		"relative image": func(r *storage.Root) { r.ImagePath = "image" },
+		"no image":       func(r *storage.Root) { r.ImagePath = "/does/not/exist" },
+		"root's ids":     func(r *storage.Root) { r.IDs.Base = 0 },
+		"wrapping ids":   func(r *storage.Root) { r.IDs.Base = 1<<32 - 10 },
+		"negative size":  func(r *storage.Root) { r.SizeGB = -1 },
+	} {
+		r := root(e, "a", 0, 1)
+		change(&r)
+		require.Error(t, b.Create(t.Context(), r), name)
+	}
+	require.Error(t, b.Delete(t.Context(), "../image"))
+	require.Error(t, b.Unmount(t.Context(), "../image"))
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, list, "nothing is left of what failed")
+	half, err := os.ReadDir(filepath.Join(e.Dir, ".new"))
+	require.NoError(t, err)
+	require.Empty(t, half)
+}
+
+func (suite) cancelledCreate(t *testing.T, e Environment, b storage.Backend) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("the caller has left"))
+	require.Error(t, b.Create(ctx, root(e, "a", 0, 1)))
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, list)
+	up(t, b, root(e, "a", 0, 1))
+}
+
+func (s suite) restart(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 1))
+	// What a crash may leave: a directory half made, with something mounted in it.
+	half := filepath.Join(e.Dir, ".new", "b", "rootfs")
+	require.NoError(t, os.MkdirAll(half, 0o711)) //nolint:gosec // as the back end makes it
+	require.NoError(t, mount.New("tmpfs", half))
+	b, err := s.open(e.Dir)
+	require.NoError(t, err)
+	mounted, err := mount.Is(path)
+	require.NoError(t, err)
+	require.True(t, mounted, "a restart leaves root disks mounted")
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, list)
+	up(t, b, root(e, "b", 1, 1))
+}
+
+func (suite) parallel(t *testing.T, e Environment, b storage.Backend) {
+	const n = 8
+	errs := make(chan error, n)
+	for i := range uint32(n) {
+		go func() {
+			r := root(e, fmt.Sprintf("i%d", i), i, 1)
+			err := b.Create(t.Context(), r)
+			if err == nil {
+				_, err = b.Mount(t.Context(), r)
+			}
+			if err == nil {
+				err = b.Delete(t.Context(), r.InstanceID)
+			}
+			errs <- err
+		}()
+	}
+	for range n {
+		require.NoError(t, <-errs)
+	}
+}
