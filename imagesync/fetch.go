@@ -1,0 +1,267 @@
+package imagesync
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/imagesync/unpack"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+)
+
+const (
+	// maxID is the largest owner in an image: guests have 65,536 ids.
+	maxID = 65535
+	// mismatchAttempts: a wrong hash is nearly always a damaged transfer, so it is
+	// fetched once more, as glance.py:GlanceImageServiceV2.download does.
+	mismatchAttempts = 2
+	// progressInterval is the time between two log lines of a long import.
+	progressInterval = 10 * time.Second
+)
+
+// refused tells that the content is at fault, without the image's id.
+type refused struct {
+	found, want string
+	// certain: no transfer error looks like this, so the rest need not be fetched to verify the hash.
+	certain bool
+}
+
+// Error implements error.
+func (e *refused) Error() string { return "found " + e.found + "; want " + e.want }
+
+func tooLarge(limit int64, found string) error {
+	return &refused{found: found, want: fmt.Sprintf("an image of at most %d bytes", limit), certain: true}
+}
+
+// fetch imports one image and makes it part of the store.
+func (s *Store) fetch(ctx context.Context, r Request) (content, error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return content{}, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.o.Timeout,
+		fmt.Errorf("import took longer than %s: %w", s.o.Timeout, context.DeadlineExceeded))
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		c, err := s.importOnce(ctx, r)
+		if errors.Is(err, ErrHashMismatch) && attempt < mismatchAttempts {
+			reqctx.Log(ctx).WithField("image_id", r.ID).WithError(err).Warning("image does not match its hash, fetching it again")
+			continue
+		}
+		return c, s.explain(ctx, r, err)
+	}
+}
+
+// explain turns the error of an import into what callers test for.
+func (s *Store) explain(ctx context.Context, r Request, err error) error {
+	if err == nil {
+		return nil
+	}
+	var bad *refused
+	var archive *unpack.Error
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.As(err, &bad):
+		return &UnacceptableError{ImageID: r.ID, Found: bad.found, Want: bad.want}
+	case errors.As(err, &archive):
+		return &UnacceptableError{ImageID: r.ID, Found: "an archive that cannot be used: " + archive.Error(), Want: acceptable}
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%w (%d bytes must stay free): %w", ErrNoSpace, s.o.ReserveBytes, err)
+	}
+	return err
+}
+
+// importOnce does it all in one pass over the bytes: download, hash, decompress and
+// unpack into a staging directory; then verify, and publish by one rename.
+func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error) {
+	if err := s.checkSize(r); err != nil {
+		return content{}, err
+	}
+	sums, err := newDigest(r)
+	if err != nil {
+		return content{}, err
+	}
+	stage, err := os.MkdirTemp(s.path("staging"), "import-")
+	if err != nil {
+		return content{}, fmt.Errorf("make staging directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, removeAll(stage)) }()
+	tree := filepath.Join(stage, "tree")
+	if err := os.Mkdir(tree, 0o755); err != nil { //nolint:gosec // the store itself is closed to others
+		return content{}, fmt.Errorf("make staging directory: %w", err)
+	}
+
+	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay}
+	defer body.Close()
+	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, next: time.Now().Add(progressInterval)}
+	in := bufio.NewReaderSize(counted, sniffSize)
+	stats, err := s.unpackStream(ctx, in, tree)
+	if err := s.conclude(in, body, sums, err); err != nil {
+		return content{}, err
+	}
+	c = content{
+		Size:         counted.n,
+		UnpackedSize: stats.Bytes,
+		Entries:      stats.Entries,
+		Devices:      stats.Devices,
+		Hashes:       sums.hex(),
+	}
+	c.Fingerprint = c.Hashes["sha256"]
+	if c.Metadata, c.Templates, err = arrange(stage, r); err != nil {
+		return content{}, err
+	}
+	return s.publish(filepath.Join(stage, "image"), c)
+}
+
+// checkSize refuses what is known to be too large before it is fetched.
+func (s *Store) checkSize(r Request) error {
+	if s.o.MaxImageBytes > 0 && r.Size > s.o.MaxImageBytes {
+		return tooLarge(s.o.MaxImageBytes, fmt.Sprintf("%d bytes", r.Size))
+	}
+	free, err := s.free()
+	if err != nil {
+		return err
+	}
+	// Unpacked it is hardly ever smaller; how much larger shows only on the way.
+	if need := max(r.Size, 0) + s.o.ReserveBytes; free < need {
+		return fmt.Errorf("%d bytes are free, %d needed: %w", free, need, unix.ENOSPC)
+	}
+	return nil
+}
+
+// conclude reads what is left of the download and decides between the reasons for
+// a failure: a broken transfer explains damaged content, not the other way round.
+func (s *Store) conclude(in io.Reader, body *download, sums *digest, err error) error {
+	if err := body.failure(); err != nil {
+		return err
+	}
+	var bad *refused
+	var archive *unpack.Error
+	content := errors.As(err, &bad) || errors.As(err, &archive)
+	if err != nil && (!content || bad != nil && bad.certain) {
+		return err
+	}
+	if _, derr := io.Copy(io.Discard, in); derr != nil {
+		return derr
+	}
+	if verr := sums.verify(); verr != nil {
+		return verr
+	}
+	return err
+}
+
+// unpackStream recognises the stream and unpacks it.
+func (s *Store) unpackStream(ctx context.Context, in *bufio.Reader, tree string) (unpack.Stats, error) {
+	head, err := in.Peek(sniffSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return unpack.Stats{}, err
+	}
+	switch f, name := sniff(head); f {
+	case formatTar:
+		return s.untar(ctx, in, tree)
+	case formatGzip, formatXZ, formatZstd, formatBzip2:
+		return s.unpackCompressed(ctx, f, name, in, tree)
+	case formatSquashfs:
+		return unpack.Stats{}, &refused{found: "a squashfs file system", want: acceptable, certain: true}
+	case formatUnknown, formatEmpty, formatForeign:
+		return unpack.Stats{}, &refused{found: name, want: acceptable, certain: f == formatForeign}
+	}
+	return unpack.Stats{}, nil
+}
+
+func (s *Store) unpackCompressed(ctx context.Context, f format, name string, in io.Reader, tree string) (stats unpack.Stats, err error) {
+	plain, err := s.decompress(ctx, f, in)
+	if err != nil {
+		return unpack.Stats{}, err
+	}
+	defer func() {
+		// A decompressor that failed explains why the archive seemed cut off.
+		if cerr := plain.Close(); cerr != nil {
+			err = cerr
+		}
+	}()
+	buffered := bufio.NewReaderSize(plain, 256<<10)
+	head, err := buffered.Peek(sniffSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return unpack.Stats{}, err
+	}
+	inner, what := sniff(head)
+	if inner != formatTar {
+		return unpack.Stats{}, &refused{found: what + " compressed with " + name, want: acceptable}
+	}
+	return s.untar(ctx, buffered, tree)
+}
+
+// untar unpacks the archive and reads on to the end of the stream: blocks of
+// padding follow the end mark, and the decompressor checks its sums at the end.
+func (s *Store) untar(ctx context.Context, r io.Reader, tree string) (unpack.Stats, error) {
+	stats, err := unpack.Tar(ctx, r, tree, unpack.Limits{
+		Entries: s.o.MaxEntries,
+		Bytes:   s.o.MaxUnpackedBytes,
+		Reserve: s.o.ReserveBytes,
+		MaxID:   maxID,
+	})
+	if err != nil {
+		return stats, err
+	}
+	n, err := io.Copy(io.Discard, io.LimitReader(r, s.o.MaxUnpackedBytes))
+	if err == nil && n == s.o.MaxUnpackedBytes {
+		err = tooLarge(n, fmt.Sprintf("more than %d bytes behind the end of the archive", n))
+	}
+	return stats, err
+}
+
+// publish makes a complete image visible. The same bytes may have come under
+// another id meanwhile; then theirs stays.
+func (s *Store) publish(image string, c content) (content, error) {
+	boot, err := bootID()
+	if err != nil {
+		return content{}, fmt.Errorf("read boot id: %w", err)
+	}
+	c.BootID = boot
+	c.imported = time.Now()
+	if err := s.writeJSON(filepath.Join(image, "image.json"), c); err != nil {
+		return content{}, fmt.Errorf("record image: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have, ok := s.contents[c.Fingerprint]; ok {
+		return have, nil
+	}
+	if err := os.Rename(image, s.path("images", c.Fingerprint)); err != nil {
+		return content{}, fmt.Errorf("publish image: %w", err)
+	}
+	s.contents[c.Fingerprint] = c
+	return c, nil
+}
+
+// progress counts the bytes of a download and says now and then how far it is.
+type progress struct {
+	ctx  context.Context //nolint:containedctx // for its log fields; lives for one import
+	r    io.Reader
+	id   string
+	size int64
+	n    int64
+	next time.Time
+}
+
+// Read implements io.Reader.
+func (p *progress) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.n += int64(n)
+	if now := time.Now(); now.After(p.next) {
+		p.next = now.Add(progressInterval)
+		reqctx.Log(p.ctx).WithField("image_id", p.id).WithField("bytes", p.n).WithField("size", p.size).Info("image import goes on")
+	}
+	return n, err
+}

@@ -1,0 +1,187 @@
+package imagesync
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// content is image.json: what is known about one unpacked image.
+type content struct {
+	Fingerprint  string            `json:"fingerprint"`
+	Size         int64             `json:"size"`
+	UnpackedSize int64             `json:"unpacked_size"`
+	Entries      int               `json:"entries"`
+	Devices      int               `json:"devices_left_out,omitempty"`
+	Hashes       map[string]string `json:"hashes"`             // by Glance's algorithm name
+	Metadata     *Metadata         `json:"metadata,omitempty"` // of the image's own metadata.yaml
+	Templates    bool              `json:"templates,omitempty"`
+	// BootID is set until the data is known to be on disk: a running kernel
+	// keeps it in memory however this process ends, another kernel does not have it.
+	BootID string `json:"boot_id,omitempty"`
+
+	imported time.Time
+}
+
+// alias is aliases/<id>.json: a Glance id for a content.
+type alias struct {
+	ID          string   `json:"id"`
+	Fingerprint string   `json:"fingerprint"`
+	Metadata    Metadata `json:"metadata"`
+
+	lastUsed time.Time
+	refs     map[string]struct{}
+}
+
+func (s *Store) readContents() error {
+	entries, err := os.ReadDir(s.path("images"))
+	if err != nil {
+		return err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		file := s.path("images", e.Name(), "image.json")
+		var c content
+		info, err := readJSON(file, &c)
+		if err == nil && c.Fingerprint == e.Name() && (c.BootID == "" || c.BootID == boot) {
+			c.imported = info.ModTime()
+			s.contents[c.Fingerprint] = c
+			continue
+		}
+		if err != nil && !isDamage(err) {
+			return err
+		}
+		if err := os.RemoveAll(s.path("images", e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) readAliases() error {
+	entries, err := os.ReadDir(s.path("aliases"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		file := s.path("aliases", e.Name())
+		var a alias
+		info, err := readJSON(file, &a)
+		if err != nil && !isDamage(err) {
+			return err
+		}
+		_, known := s.contents[a.Fingerprint]
+		if err != nil || a.ID+".json" != e.Name() || !known {
+			if err := os.Remove(file); err != nil {
+				return err
+			}
+			continue
+		}
+		a.lastUsed = info.ModTime()
+		if a.refs, err = s.readRefs(a.ID); err != nil {
+			return err
+		}
+		s.aliases[a.ID] = &a
+	}
+	return nil
+}
+
+// readRefs lists the instances that use an id. They outlive the alias, so that an
+// image which comes back after a host crash is still in use.
+func (s *Store) readRefs(id string) (map[string]struct{}, error) {
+	refs := map[string]struct{}{}
+	entries, err := os.ReadDir(s.path("refs", id))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		refs[e.Name()] = struct{}{}
+	}
+	return refs, nil
+}
+
+// isDamage tells a record that a power cut or a foreign hand has spoilt from a disk that fails.
+func isDamage(err error) bool {
+	var syntax *json.SyntaxError
+	var wrong *json.UnmarshalTypeError
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.As(err, &syntax) || errors.As(err, &wrong) ||
+		strings.Contains(err.Error(), "unexpected end of JSON input")
+}
+
+func readJSON(file string, into any) (os.FileInfo, error) {
+	data, err := os.ReadFile(file) //nolint:gosec // a name that the store made
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	return os.Stat(file)
+}
+
+// writeJSON replaces file by one rename. The data is not forced to disk here: see settle.
+func (s *Store) writeJSON(file string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(s.path("staging"), "record-")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(append(data, '\n'))
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// settle forces a content to disk and then unbinds it from the running kernel.
+func (s *Store) settle(fingerprint string) error {
+	dir, err := os.Open(s.path("images"))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir.Name(), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.contents[fingerprint]
+	if !ok || c.BootID == "" {
+		return nil
+	}
+	c.BootID = ""
+	if err := s.writeJSON(s.path("images", fingerprint, "image.json"), c); err != nil {
+		return err
+	}
+	s.contents[fingerprint] = c
+	return nil
+}
+
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
+}
+
+// free tells the bytes that are left on the store's file system.
+func (s *Store) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.o.Dir, &st); err != nil {
+		return 0, fmt.Errorf("read free space of %s: %w", filepath.Clean(s.o.Dir), err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a file system has less than 2^63 bytes
+}

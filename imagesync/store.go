@@ -1,0 +1,321 @@
+package imagesync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Store is an open image store. Its methods may be called concurrently.
+type Store struct {
+	o     Options
+	lock  *os.File      // held from Open to Close
+	slots chan struct{} // one token per import that may run
+	work  sync.WaitGroup
+
+	mu       sync.Mutex // guards the fields below and every change under images, aliases and refs
+	closed   bool
+	contents map[string]content // by fingerprint
+	aliases  map[string]*alias  // by Glance id
+	flights  map[string]*flight // imports in flight, by flightKey
+}
+
+// Open opens the store in o.Dir, making it if needed, and clears what a crash has
+// left. It fails with ErrLocked when another process has it open.
+func Open(o Options) (*Store, error) {
+	o = o.withDefaults()
+	if !filepath.IsAbs(o.Dir) {
+		return nil, fmt.Errorf("open image store: %q is not an absolute path", o.Dir)
+	}
+	s := &Store{
+		o:        o,
+		slots:    make(chan struct{}, o.Parallel),
+		contents: map[string]content{},
+		aliases:  map[string]*alias{},
+		flights:  map[string]*flight{},
+	}
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", o.Dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	for _, dir := range []string{s.o.Dir, s.path("images"), s.path("aliases"), s.path("refs"), s.path("staging")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	// A directory that packaging made may be readable by all; setuid files of images must not be.
+	if err := os.Chmod(s.o.Dir, 0o700); err != nil { //nolint:gosec // a directory needs its x bit
+		return err
+	}
+	lock, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return ErrLocked
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	s.lock = lock
+	if err := s.recover(); err != nil {
+		_ = lock.Close()
+		return err
+	}
+	return nil
+}
+
+// recover removes what no crash-free run would have left and reads the rest.
+func (s *Store) recover() error {
+	staged, err := os.ReadDir(s.path("staging"))
+	if err != nil {
+		return err
+	}
+	for _, e := range staged {
+		if err := os.RemoveAll(s.path("staging", e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := s.readContents(); err != nil {
+		return err
+	}
+	return s.readAliases()
+}
+
+// Close cancels running imports, waits for them and gives the store free.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for _, f := range s.flights {
+		f.cancel()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+	return s.lock.Close()
+}
+
+// Get returns the image known under a Glance id; false: it must be synced first.
+func (s *Store) Get(_ context.Context, id string) (Image, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.aliases[id]
+	if !ok {
+		return Image{}, false, nil
+	}
+	return s.image(a), true, nil
+}
+
+// List returns all images by id.
+func (s *Store) List(_ context.Context) ([]Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	images := make([]Image, 0, len(s.aliases))
+	for _, id := range slices.Sorted(maps.Keys(s.aliases)) {
+		images = append(images, s.image(s.aliases[id]))
+	}
+	return images, nil
+}
+
+// Acquire records that an instance uses an image, so that it is not removed.
+// Repeating it is harmless. ErrNotFound: sync the image first. References are
+// on disk but not forced there: after a host crash, acquire again for every
+// instance that is left.
+func (s *Store) Acquire(id, instanceUUID string) error {
+	if err := checkName("instance", instanceUUID); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.aliases[id]
+	if !ok {
+		return fmt.Errorf("use image %s: %w", id, ErrNotFound)
+	}
+	if err := os.MkdirAll(s.path("refs", id), 0o700); err != nil {
+		return fmt.Errorf("use image %s: %w", id, err)
+	}
+	if err := os.WriteFile(s.path("refs", id, instanceUUID), nil, 0o600); err != nil {
+		return fmt.Errorf("use image %s: %w", id, err)
+	}
+	a.refs[instanceUUID] = struct{}{}
+	return s.touch(a)
+}
+
+// Release takes an instance's reference back; one that does not exist is released already.
+func (s *Store) Release(id, instanceUUID string) error {
+	if err := errors.Join(checkName("image", id), checkName("instance", instanceUUID)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Remove(s.path("refs", id, instanceUUID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("release image %s: %w", id, err)
+	}
+	_ = os.Remove(s.path("refs", id)) // stays while others use it
+	a, ok := s.aliases[id]
+	if !ok {
+		return nil
+	}
+	delete(a.refs, instanceUUID)
+	return s.touch(a)
+}
+
+// Remove forgets a Glance id and, with the last id of its content, removes the
+// content. An unknown id is removed already. ErrInUse: an instance uses it.
+func (s *Store) Remove(_ context.Context, id string) error {
+	doomed, err := s.forget(id)
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", id, err)
+	}
+	return removeAll(doomed)
+}
+
+// Prune removes what no instance uses and nobody has asked for since unused ago,
+// and returns the Glance ids it removed. As Nova's image cache manager
+// (nova/virt/libvirt/imagecache.py) with remove_unused_original_minimum_age_seconds.
+func (s *Store) Prune(ctx context.Context, unused time.Duration) ([]string, error) {
+	before := time.Now().Add(-unused)
+	s.mu.Lock()
+	var old, orphans []string
+	named := map[string]bool{}
+	for id, a := range s.aliases {
+		named[a.Fingerprint] = true
+		if len(a.refs) == 0 && a.lastUsed.Before(before) {
+			old = append(old, id)
+		}
+	}
+	for fp, c := range s.contents {
+		if !named[fp] && c.imported.Before(before) {
+			orphans = append(orphans, fp)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(old)
+	var removed []string
+	for _, id := range old {
+		if err := ctx.Err(); err != nil {
+			return removed, fmt.Errorf("prune images: %w", err)
+		}
+		switch err := s.Remove(ctx, id); {
+		case errors.Is(err, ErrInUse): // taken since
+		case err != nil:
+			return removed, err
+		default:
+			removed = append(removed, id)
+		}
+	}
+	for _, fp := range orphans {
+		s.mu.Lock()
+		doomed, err := s.forgetContent(fp)
+		s.mu.Unlock()
+		if err := errors.Join(err, removeAll(doomed)); err != nil {
+			return removed, fmt.Errorf("prune images: %w", err)
+		}
+	}
+	return removed, nil
+}
+
+// forget removes an alias and moves its content away if that was the last one;
+// doomed is the moved directory, empty if there is none.
+func (s *Store) forget(id string) (doomed string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.aliases[id]
+	if !ok {
+		return "", nil
+	}
+	if len(a.refs) > 0 {
+		return "", fmt.Errorf("%w by instance %s", ErrInUse, slices.Min(slices.Collect(maps.Keys(a.refs))))
+	}
+	if err := os.Remove(s.path("aliases", id+".json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	delete(s.aliases, id)
+	return s.forgetContent(a.Fingerprint)
+}
+
+// forgetContent moves a content without aliases out of the store. mu is held.
+func (s *Store) forgetContent(fingerprint string) (doomed string, err error) {
+	for _, a := range s.aliases {
+		if a.Fingerprint == fingerprint {
+			return "", nil
+		}
+	}
+	if _, ok := s.contents[fingerprint]; !ok {
+		return "", nil
+	}
+	doomed, err = os.MkdirTemp(s.path("staging"), "remove-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(s.path("images", fingerprint), filepath.Join(doomed, "image")); err != nil {
+		return doomed, err
+	}
+	delete(s.contents, fingerprint)
+	return doomed, nil
+}
+
+// image describes an alias. mu is held.
+func (s *Store) image(a *alias) Image {
+	c := s.contents[a.Fingerprint]
+	img := Image{
+		ID:           a.ID,
+		Fingerprint:  a.Fingerprint,
+		Path:         s.path("images", a.Fingerprint, "rootfs"),
+		Metadata:     a.Metadata,
+		Size:         c.Size,
+		UnpackedSize: c.UnpackedSize,
+		LastUsed:     a.lastUsed,
+		Instances:    slices.Sorted(maps.Keys(a.refs)),
+	}
+	if c.Templates {
+		img.TemplatesDir = s.path("images", a.Fingerprint, "templates")
+	}
+	return img
+}
+
+// touch records a use. mu is held.
+func (s *Store) touch(a *alias) error {
+	a.lastUsed = time.Now()
+	if err := os.Chtimes(s.path("aliases", a.ID+".json"), a.lastUsed, a.lastUsed); err != nil {
+		return fmt.Errorf("record use of image %s: %w", a.ID, err)
+	}
+	return nil
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(s.o.Dir, filepath.Join(elem...))
+}
+
+// nameForm is what ids may look like: they become file names.
+var nameForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,127}$`)
+
+func checkName(what, name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("%s id %q is not a UUID", what, strings.ToValidUTF8(name, "?"))
+	}
+	return nil
+}
+
+func removeAll(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return nil
+}

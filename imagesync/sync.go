@@ -1,0 +1,269 @@
+package imagesync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+)
+
+// acceptable says what the store takes; it ends every refusal of a format.
+const acceptable = "a root file system as a tar archive (plain, gzip, xz, zstd or bzip2), an LXD unified image or a squashfs, " +
+	"with disk_format raw, root-tar or squashfs and container_format bare"
+
+// flight is one import and those who wait for it.
+type flight struct {
+	done        chan struct{} // closed by the import when the fields below it are set
+	cancel      context.CancelFunc
+	waiters     int // guarded by Store.mu
+	fingerprint string
+	err         error
+}
+
+// Sync returns the image, importing it if the store does not have its bytes yet.
+//
+// Callers for one id, and for several ids with the same strong hash, share one
+// import, which runs with the first caller's values (its token) and ends early only
+// when the last caller has left. A caller whose own context ends gets that error at
+// once. Nothing is visible before it is complete and verified.
+//
+// Errors to test for: *UnacceptableError, ErrHashMismatch, ErrNoSpace, those of
+// the Source.
+func (s *Store) Sync(ctx context.Context, r Request) (Image, error) {
+	if err := r.check(); err != nil {
+		return Image{}, err
+	}
+	for round := 0; ; round++ {
+		img, ok, err := s.known(r)
+		if ok || err != nil {
+			return img, err
+		}
+		f, leader, err := s.join(ctx, r)
+		if err != nil {
+			return Image{}, fmt.Errorf("sync image %s: %w", r.ID, err)
+		}
+		if err := s.wait(ctx, f); err != nil {
+			// Another caller's token or connection is no reason to fail this one.
+			if !leader && round == 0 && ctx.Err() == nil && !isFinal(err) {
+				continue
+			}
+			return Image{}, named(err, r.ID)
+		}
+		img, err = s.alias(r, f.fingerprint)
+		if errors.Is(err, ErrNotFound) && round == 0 {
+			continue // removed by somebody since
+		}
+		return img, err
+	}
+}
+
+// check refuses what no content could make acceptable, before anything is fetched.
+func (r *Request) check() error {
+	if err := checkName("image", r.ID); err != nil {
+		return err
+	}
+	if r.HostArch == "" {
+		r.HostArch = hostArch()
+	}
+	refuse := func(format string, args ...any) error {
+		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf(format, args...), Want: acceptable}
+	}
+	if !slices.Contains([]string{"", "raw", "root-tar", "squashfs"}, r.DiskFormat) {
+		return refuse("disk_format %q", r.DiskFormat)
+	}
+	if !slices.Contains([]string{"", "bare"}, r.ContainerFormat) {
+		return refuse("container_format %q", r.ContainerFormat)
+	}
+	if r.Arch != "" && !runsOn(r.Arch, r.HostArch) {
+		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf("hw_architecture %q", r.Arch), Want: "an image for this host's " + r.HostArch}
+	}
+	return nil
+}
+
+// hostArch is for callers that do not know better.
+func hostArch() string {
+	if arch, ok := canonicalArch(runtime.GOARCH); ok {
+		return arch
+	}
+	return runtime.GOARCH
+}
+
+// known finds the image without an import: by its id or by the hash of its content.
+func (s *Store) known(r Request) (Image, bool, error) {
+	s.mu.Lock()
+	if a, ok := s.aliases[r.ID]; ok {
+		defer s.mu.Unlock()
+		return s.image(a), true, s.touch(a)
+	}
+	fingerprint := ""
+	if r.strongHash() {
+		for fp, c := range s.contents {
+			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) {
+				fingerprint = fp
+			}
+		}
+	}
+	s.mu.Unlock()
+	if fingerprint == "" {
+		return Image{}, false, nil
+	}
+	img, err := s.alias(r, fingerprint)
+	if errors.Is(err, ErrNotFound) {
+		return Image{}, false, nil
+	}
+	return img, true, err
+}
+
+// strongHash tells whether equal hashes mean equal content also against an
+// attacker who made both; MD5 and SHA-1 do not.
+func (r *Request) strongHash() bool {
+	return r.HashValue != "" && slices.Contains([]string{"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512"}, r.HashAlgo)
+}
+
+func (r *Request) flightKey() string {
+	if r.strongHash() {
+		return r.HashAlgo + ":" + strings.ToLower(r.HashValue)
+	}
+	return "id:" + r.ID
+}
+
+// join adds the caller to the running import of these bytes or starts it.
+func (s *Store) join(ctx context.Context, r Request) (f *flight, leader bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, false, os.ErrClosed
+	}
+	key := r.flightKey()
+	if f, ok := s.flights[key]; ok {
+		f.waiters++
+		return f, false, nil
+	}
+	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f = &flight{done: make(chan struct{}), cancel: cancel, waiters: 1}
+	s.flights[key] = f
+	s.work.Go(func() {
+		defer cancel()
+		s.fly(fctx, key, f, r)
+	})
+	return f, true, nil
+}
+
+// fly runs an import, tells the waiters, and then brings the data to the disk.
+func (s *Store) fly(ctx context.Context, key string, f *flight, r Request) {
+	log := reqctx.Log(ctx).WithField("image_id", r.ID)
+	start := time.Now()
+	c, err := s.fetch(ctx, r)
+	s.mu.Lock()
+	f.fingerprint, f.err = c.Fingerprint, err
+	s.drop(key, f)
+	s.mu.Unlock()
+	close(f.done)
+	if err != nil {
+		return
+	}
+	log.WithField("fingerprint", c.Fingerprint).WithField("bytes", c.Size).WithField("unpacked_bytes", c.UnpackedSize).
+		WithField("entries", c.Entries).WithField("devices_left_out", c.Devices).WithField("elapsed", time.Since(start).Round(time.Millisecond)).
+		Info("image imported")
+	if err := s.settle(c.Fingerprint); err != nil {
+		log.WithError(err).Warning("image is not known to be on disk; it will be fetched again after a host crash")
+	}
+}
+
+// wait waits for the import or the caller's end. The last to leave cancels it, and
+// nobody can join it any more.
+func (s *Store) wait(ctx context.Context, f *flight) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.waiters--
+	if f.waiters == 0 {
+		for key, running := range s.flights {
+			if running == f {
+				s.drop(key, f)
+			}
+		}
+		f.cancel()
+	}
+	return context.Cause(ctx)
+}
+
+// drop takes a flight out of the map unless a later one has its place. mu is held.
+func (s *Store) drop(key string, f *flight) {
+	if s.flights[key] == f {
+		delete(s.flights, key)
+	}
+}
+
+// alias records r.ID as a name of a content, after checking that the content fits
+// what Glance says about this id. ErrNotFound: the content is gone.
+func (s *Store) alias(r Request, fingerprint string) (Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a, ok := s.aliases[r.ID]; ok {
+		return s.image(a), s.touch(a)
+	}
+	c, ok := s.contents[fingerprint]
+	if !ok {
+		return Image{}, fmt.Errorf("sync image %s: %w", r.ID, ErrNotFound)
+	}
+	a := &alias{ID: r.ID, Fingerprint: fingerprint, lastUsed: time.Now()}
+	if c.Metadata != nil {
+		if err := r.checkArch(*c.Metadata); err != nil {
+			return Image{}, err
+		}
+		a.Metadata = *c.Metadata
+	} else {
+		a.Metadata = makeMetadata(r, c.imported)
+	}
+	var err error
+	if a.refs, err = s.readRefs(r.ID); err == nil {
+		err = s.writeJSON(s.path("aliases", r.ID+".json"), a)
+	}
+	if err != nil {
+		return Image{}, fmt.Errorf("record image %s: %w", r.ID, err)
+	}
+	s.aliases[r.ID] = a
+	return s.image(a), nil
+}
+
+// checkArch compares the image's own statement with Glance's and with the host.
+func (r *Request) checkArch(m Metadata) error {
+	refuse := func(want string) error {
+		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf("architecture %q in its metadata.yaml", m.Architecture), Want: want}
+	}
+	stated, _ := canonicalArch(r.Arch)
+	own, _ := canonicalArch(m.Architecture)
+	if r.Arch != "" && own != stated {
+		return refuse(fmt.Sprintf("the same as its property hw_architecture %q", r.Arch))
+	}
+	if !runsOn(own, r.HostArch) {
+		return refuse("an image for this host's " + r.HostArch)
+	}
+	return nil
+}
+
+// isFinal tells errors that another attempt with another token cannot change.
+func isFinal(err error) bool {
+	var bad *UnacceptableError
+	return errors.As(err, &bad) || errors.Is(err, ErrNoSpace) || errors.Is(err, os.ErrClosed)
+}
+
+// named gives each waiter the refusal under the id that it asked for.
+func named(err error, id string) error {
+	var bad *UnacceptableError
+	if errors.As(err, &bad) {
+		return &UnacceptableError{ImageID: id, Found: bad.Found, Want: bad.Want}
+	}
+	return fmt.Errorf("sync image %s: %w", id, err)
+}
