@@ -1,0 +1,184 @@
+//go:build functional
+
+package ovs_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/compute-agent/compute-agent/vif"
+	"github.com/compute-agent/compute-agent/vif/link"
+	"github.com/compute-agent/compute-agent/vif/ovs"
+	"github.com/compute-agent/compute-agent/vif/viftest"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(viftest.Main(m))
+}
+
+// schema is where the distributions install it.
+const schema = "/usr/share/openvswitch/vswitch.ovsschema"
+
+// openVSwitch is a private ovsdb-server with a vswitchd that has the userspace
+// datapath only, in the test's network namespace.
+type openVSwitch struct {
+	t        *testing.T
+	dir      string
+	endpoint string
+	server   *exec.Cmd
+	switchd  *exec.Cmd
+}
+
+func startOVS(t *testing.T) *openVSwitch {
+	t.Helper()
+	viftest.Need(t, "ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
+	dir, err := os.MkdirTemp("", "ovs") // t.TempDir is too long for a socket's path
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	o := &openVSwitch{t: t, dir: dir, endpoint: "unix:" + filepath.Join(dir, "db.sock")}
+	viftest.Command(t, "ovsdb-tool", "create", filepath.Join(dir, "conf.db"), schema)
+	o.startServer()
+	o.vsctl("--no-wait", "init")
+	o.startSwitchd()
+	t.Cleanup(func() {
+		o.stop(o.switchd)
+		o.stop(o.server)
+	})
+	return o
+}
+
+func (o *openVSwitch) startServer() {
+	o.server = o.start("ovsdb-server", filepath.Join(o.dir, "conf.db"), "--remote=p"+o.endpoint, "--unixctl="+filepath.Join(o.dir, "db.ctl"))
+	require.Eventually(o.t, func() bool {
+		return exec.CommandContext(o.t.Context(), "ovs-vsctl", "--db="+o.endpoint, "--timeout=1", "--no-wait", "show").Run() == nil //nolint:gosec // tests only
+	}, 10*time.Second, 20*time.Millisecond, "ovsdb-server answers")
+}
+
+func (o *openVSwitch) startSwitchd() {
+	o.switchd = o.start("ovs-vswitchd", o.endpoint, "--disable-system", "--unixctl="+filepath.Join(o.dir, "switchd.ctl"))
+}
+
+// start runs a daemon in the foreground, with its files and its log in the private directory.
+func (o *openVSwitch) start(args ...string) *exec.Cmd {
+	o.t.Helper()
+	logFile, err := os.OpenFile(filepath.Join(o.dir, args[0]+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(o.t, err)
+	defer logFile.Close()                     //nolint:errcheck // the daemon has its own
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // stopped below
+	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+o.dir, "OVS_LOGDIR="+o.dir, "OVS_DBDIR="+o.dir)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	require.NoError(o.t, cmd.Start())
+	return cmd
+}
+
+func (o *openVSwitch) stop(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill() // it may have ended
+	_ = cmd.Wait()         // killed
+}
+
+func (o *openVSwitch) vsctl(args ...string) string {
+	o.t.Helper()
+	return strings.TrimSpace(viftest.Command(o.t, append([]string{"ovs-vsctl", "--db=" + o.endpoint, "--timeout=10"}, args...)...))
+}
+
+func (o *openVSwitch) plugger(t *testing.T, opts ovs.Options) vif.Plugger {
+	t.Helper()
+	nl, err := link.Open()
+	require.NoError(t, err)
+	t.Cleanup(nl.Close)
+	opts.Endpoints = []string{"unix:" + filepath.Join(o.dir, "missing.sock"), o.endpoint}
+	p := ovs.New(nl, opts)
+	t.Cleanup(p.Close)
+	return vif.NewSet(map[vif.Kind]vif.Plugger{vif.KindOVS: p, vif.KindOVSHybrid: p, vif.KindTap: link.NewTap(nl)})
+}
+
+func port(n int) vif.VIF {
+	return vif.VIF{
+		PortID: viftest.PortID(n), InstanceID: viftest.InstanceID(n), MAC: viftest.MAC(n),
+		Type: "ovs", VNICType: "normal", Bridge: "br-int",
+		Details: map[string]any{"datapath_type": "netdev", "port_filter": true, "ovs_hybrid_plug": false},
+	}
+}
+
+func hybridPort(n int) vif.VIF {
+	v := port(n)
+	v.Details = map[string]any{"datapath_type": "netdev", "ovs_hybrid_plug": true}
+	return v
+}
+
+// ovsDevice is the device of a port that is in OVS.
+func ovsDevice(v vif.VIF) string {
+	if kind, _ := v.Kind(); kind == vif.KindOVSHybrid {
+		_, end := vif.HybridPair(v.PortID)
+		return end
+	}
+	return v.HostDevice()
+}
+
+// wired checks the rows of a port and returns their identity.
+func (o *openVSwitch) wired(v vif.VIF) (string, error) {
+	get := func(args ...string) (string, error) {
+		args = append([]string{"--db=" + o.endpoint, "--timeout=10"}, args...)
+		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).CombinedOutput() //nolint:gosec // tests only
+		return strings.TrimSpace(string(out)), err
+	}
+	device := ovsDevice(v)
+	br, err := get("port-to-br", device)
+	if err != nil || br != v.Bridge {
+		return "", fmt.Errorf("port %s is on bridge %q: %w", device, br, err)
+	}
+	for key, want := range map[string]string{
+		"iface-id": v.PortID, "iface-status": "active", "attached-mac": v.MAC, "vm-uuid": v.InstanceID,
+	} {
+		got, err := get("get", "Interface", device, "external_ids:"+key)
+		if err != nil || strings.Trim(got, `"`) != want {
+			return "", fmt.Errorf("external id %s of %s is %q: %w", key, device, got, err)
+		}
+	}
+	id, err := get("get", "Interface", device, "_uuid", "ofport", "error")
+	if err == nil && strings.Contains(id, "-1") && strings.Contains(id, "could not") {
+		err = fmt.Errorf("port %s is not open: %s", device, id)
+	}
+	return id, err
+}
+
+func (o *openVSwitch) left(v vif.VIF) ([]string, error) {
+	var left []string
+	out := o.vsctl("--columns=name", "--no-headings", "find", "Interface", "external_ids:iface-id="+v.PortID)
+	if out != "" {
+		left = append(left, out)
+	}
+	out = o.vsctl("--columns=external_ids", "--no-headings", "list", "QoS")
+	if out != "" {
+		left = append(left, "QoS "+out)
+	}
+	bridgeEnd, ovsEnd := vif.HybridPair(v.PortID)
+	for _, device := range []string{bridgeEnd, ovsEnd, vif.HybridBridge(v.PortID)} {
+		if _, err := os.Stat("/sys/class/net/" + device); err == nil {
+			left = append(left, device)
+		}
+	}
+	return left, nil
+}
+
+func TestConformance(t *testing.T) {
+	ignore := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
+	o := startOVS(t)
+	p := o.plugger(t, ovs.Options{QoSType: ovs.DefaultQoSType})
+	t.Run("plain", func(t *testing.T) {
+		viftest.Run(t, viftest.Env{Plugger: p, VIF: port, Wired: o.wired, Left: o.left})
+	})
+	t.Run("hybrid", func(t *testing.T) {
+		viftest.Run(t, viftest.Env{Plugger: p, VIF: hybridPort, Wired: o.wired, Left: o.left})
+	})
+}
