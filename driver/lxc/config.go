@@ -1,0 +1,190 @@
+package lxc
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// plan is everything that a container's configuration depends on: the record and
+// what was found out about the host and the root file system.
+type plan struct {
+	record
+
+	init         initSystem
+	idmapRootFS  bool   // liblxc shall shift the ids of the root file system by an id-mapped mount
+	layout       layout //
+	swapAccount  bool   //
+	device       string // of the root disk, for throttles
+	seccomp      string // policy file
+	appArmor     string // profile; "": the host has no AppArmor
+	lxcfs        string // mount point of lxcfs; "": none
+	console      string // console log file
+	consoleBytes int64  // size of one of its two files
+}
+
+// writeConfig renders the configuration of an instance and puts it where liblxc reads it.
+func (d *Driver) writeConfig(r record) error {
+	p, err := d.plan(r)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, i := range p.items() {
+		fmt.Fprintf(&b, "%s = %s\n", i.key, i.value)
+	}
+	return writeFile(d.configFile(r.Spec.Name), []byte(b.String()))
+}
+
+func (d *Driver) plan(r record) (plan, error) {
+	p := plan{
+		record:       r,
+		init:         detectInit(r.RootFS),
+		layout:       d.cgroups.layout,
+		swapAccount:  d.swapAccount(),
+		seccomp:      d.seccompProfile(),
+		appArmor:     d.appArmor(),
+		lxcfs:        d.lxcfs(),
+		console:      d.consoleFile(r.Spec.Name),
+		consoleBytes: d.o.ConsoleSize / 2,
+	}
+	if err := p.inspectRootFS(); err != nil {
+		return plan{}, err
+	}
+	return p, nil
+}
+
+// items renders the configuration (lxc.container.conf(5)).
+func (p *plan) items() []item {
+	s, name := p.Spec, p.Spec.Name
+	var items []item
+	add := func(key, value string) { items = append(items, item{"lxc." + key, value}) }
+
+	add("uts.name", cmp.Or(s.Hostname, name))
+	if s.Arch != "" {
+		add("arch", s.Arch)
+	}
+	// Explicit groups get no "-1" suffix when an old one is left over: the start fails instead.
+	add("cgroup.dir.container", payload(name))
+	add("cgroup.dir.monitor", monitor(name))
+
+	add("rootfs.path", "dir:"+p.RootFS)
+	add("rootfs.managed", "0")
+	if p.idmapRootFS {
+		add("rootfs.options", "idmap=container")
+	}
+	if !s.Limits.Privileged {
+		for _, kind := range []string{"u", "g"} {
+			add("idmap", fmt.Sprintf("%s 0 %d %d", kind, s.IDs.Base, s.IDs.Size))
+		}
+	}
+	items = append(items, p.deviceAndMountItems()...)
+	items = append(items, p.consoleItems()...)
+	items = append(items, p.securityItems()...)
+	items = append(items, p.processItems()...)
+	items = append(items, limitItems(s.Limits, p.layout, p.swapAccount)...)
+	items = append(items, diskItems(s.Limits.Disk, p.layout, p.device)...)
+	items = append(items, deviceItems(p.layout)...)
+	return append(items, p.networkItems()...)
+}
+
+func (p *plan) deviceAndMountItems() []item {
+	items := []item{{"lxc.autodev", "1"}, {"lxc.tty.max", "0"}, {"lxc.pty.max", "1024"}}
+	auto := "proc:rw sys:rw cgroup:rw:force"
+	if p.Spec.Limits.Privileged { // nothing but read-only mounts stands between its root and the host's
+		auto = "proc:mixed sys:mixed cgroup:mixed:force"
+	}
+	items = append(items, item{"lxc.mount.auto", auto})
+	entries := []string{
+		"/dev/fuse dev/fuse none bind,create=file,optional",
+		"/dev/net/tun dev/net/tun none bind,create=file,optional",
+		"mqueue dev/mqueue mqueue rw,relatime,create=dir,optional",
+		"/sys/fs/fuse/connections sys/fs/fuse/connections none bind,optional",
+		"tmpfs sys/firmware tmpfs ro,nosuid,nodev,noexec,optional", // the host's, none of the guest's business
+	}
+	if p.Spec.Limits.Nested {
+		// The kernel lets a nested user namespace mount proc and sysfs only if it sees
+		// instances of them that nothing covers (fs/namespace.c:mnt_already_visible).
+		entries = append(entries,
+			"proc dev/.lxc/proc proc create=dir,optional",
+			"sys dev/.lxc/sys sysfs create=dir,optional")
+	}
+	if p.lxcfs != "" {
+		for _, f := range []string{"cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime"} {
+			entries = append(entries, fmt.Sprintf("%s/proc/%s proc/%s none bind,optional", p.lxcfs, f, f))
+		}
+		entries = append(entries, p.lxcfs+"/sys/devices/system/cpu/online sys/devices/system/cpu/online none bind,optional")
+	}
+	for _, e := range entries {
+		items = append(items, item{"lxc.mount.entry", e + " 0 0"})
+	}
+	return items
+}
+
+// consoleItems: without a ring buffer the monitor writes the log as it comes, and with
+// rotate it renames a full file to .1 (terminal.c:lxc_terminal_write_log_file), so that
+// the last half of the bound is always there, running or not, and over a reboot.
+func (p *plan) consoleItems() []item {
+	return []item{
+		{"lxc.console.logfile", p.console},
+		{"lxc.console.size", strconv.FormatInt(p.consoleBytes, 10)},
+		{"lxc.console.rotate", "1"},
+	}
+}
+
+func (p *plan) securityItems() []item {
+	items := []item{{"lxc.seccomp.profile", p.seccomp}}
+	if p.appArmor != "" {
+		items = append(items, item{"lxc.apparmor.profile", p.appArmor})
+		if p.Spec.Limits.Nested && p.appArmor == ModeGenerated {
+			items = append(items, item{"lxc.apparmor.allow_nesting", "1"})
+		}
+	}
+	if p.Spec.Limits.Privileged { // others hold their capabilities in their user namespace only
+		items = append(items, item{"lxc.cap.drop", "sys_time sys_module sys_rawio mac_admin mac_override"})
+	}
+	return items
+}
+
+func (p *plan) processItems() []item {
+	items := []item{
+		{"lxc.signal.halt", p.init.haltName},
+		{"lxc.signal.reboot", p.init.rebootName},
+		{"lxc.signal.stop", "SIGKILL"},
+		{"lxc.proc.oom_score_adj", "0"}, // not the agent's, which may be protected
+	}
+	env := map[string]string{"container": "lxc", "product_name": "OpenStack Nova"}
+	maps.Copy(env, p.Spec.Env)
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		items = append(items, item{"lxc.environment", k + "=" + env[k]})
+	}
+	return items
+}
+
+// networkItems: without a NIC the guest gets a network namespace with lo alone.
+// "none" would share the host's and is never written.
+func (p *plan) networkItems() []item {
+	if len(p.NICs) == 0 {
+		return []item{{"lxc.net.0.type", "empty"}}
+	}
+	var items []item
+	for n, nic := range p.NICs {
+		add := func(key, value string) {
+			items = append(items, item{"lxc.net." + strconv.Itoa(n) + "." + key, value})
+		}
+		add("type", "phys") // first: the other keys depend on it
+		add("link", nic.Link.Peer)
+		add("name", nic.Name)
+		add("flags", "up")
+		if nic.Link.MAC != "" {
+			add("hwaddr", nic.Link.MAC)
+		}
+		if nic.Link.MTU > 0 {
+			add("mtu", strconv.Itoa(nic.Link.MTU))
+		}
+	}
+	return items
+}

@@ -1,0 +1,346 @@
+//go:build functional
+
+package lxc
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
+)
+
+// ip runs ip(8), which only tests use.
+func ip(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "ip", args...).CombinedOutput()
+	require.NoErrorf(t, err, "ip %v: %s", args, out)
+	return string(out)
+}
+
+// newNIC makes a veth pair whose host end is attached to nothing.
+func newNIC(t *testing.T, name string) driver.NIC {
+	t.Helper()
+	need(t, os.Geteuid() == 0, "root")
+	n := sequence.Add(1)
+	link := vif.Link{
+		Host: fmt.Sprintf("cah%d-%d", os.Getpid()%10000, n), Peer: fmt.Sprintf("cag%d-%d", os.Getpid()%10000, n),
+		MAC: fmt.Sprintf("fa:16:3e:00:%02x:%02x", n/256%256, n%256), MTU: 1400,
+	}
+	ip(t, "link", "add", link.Host, "type", "veth", "peer", "name", link.Peer)
+	t.Cleanup(func() {
+		_ = exec.CommandContext(context.Background(), "ip", "link", "del", link.Host).Run() //nolint:gosec // our own name; lost already in some tests
+	})
+	return driver.NIC{PortID: "port-" + name, Name: name, Link: link}
+}
+
+func TestFunctionalNICs(t *testing.T) {
+	d := newDriver(t)
+	nics := []driver.NIC{newNIC(t, "eth0"), newNIC(t, "eth1")}
+	s := started(t, d, nics)
+	check := func() {
+		t.Helper()
+		for _, nic := range nics {
+			require.NoFileExists(t, filepath.Join("/sys/class/net", nic.Link.Peer))
+			require.Equal(t, nic.Link.MAC, run(t, d, s.UUID, "cat /sys/class/net/"+nic.Name+"/address"))
+			require.Equal(t, "1400", run(t, d, s.UUID, "cat /sys/class/net/"+nic.Name+"/mtu"))
+			require.Contains(t, run(t, d, s.UUID, "ip link show "+nic.Name), "UP")
+		}
+		require.Equal(t, "eth0\neth1\nlo", run(t, d, s.UUID, "ls /sys/class/net"))
+	}
+	check()
+	before := info(t, d, s.UUID).InitPID
+	_, _ = d.Exec(t.Context(), s.UUID, driver.Command{Args: []string{"reboot", "-f"}})
+	require.Eventually(t, func() bool {
+		i := info(t, d, s.UUID)
+		return i.PowerState == driver.PowerStateRunning && i.InitPID != before
+	}, 10*time.Second, 20*time.Millisecond)
+	check() // a reboot inside gives the links to the host and takes them again
+
+	_, _ = d.Exec(t.Context(), s.UUID, driver.Command{Args: []string{"poweroff", "-f"}})
+	require.Eventually(t, func() bool { return info(t, d, s.UUID).PowerState == driver.PowerStateShutdown }, 5*time.Second, 10*time.Millisecond)
+	for range 2 { // by itself, and by force
+		for _, nic := range nics {
+			require.DirExists(t, filepath.Join("/sys/class/net", nic.Link.Peer), "the link comes back with its name")
+		}
+		require.NoError(t, d.Start(t.Context(), s.UUID, nics))
+		require.NoError(t, d.Stop(t.Context(), s.UUID, 0, 0))
+	}
+	requireClean(t, d, s.Name)
+}
+
+func TestFunctionalFailedStart(t *testing.T) {
+	d := newDriver(t)
+	for _, test := range []struct {
+		name   string
+		spoil  func(t *testing.T, rootfs string)
+		change func(*driver.Spec)
+		want   string
+	}{
+		{"no init", func(t *testing.T, rootfs string) {
+			t.Helper()
+			require.NoError(t, os.Remove(filepath.Join(rootfs, "sbin", "init")))
+		}, nil, "exec"},
+		{"no dev", func(t *testing.T, rootfs string) {
+			t.Helper()
+			require.NoError(t, os.RemoveAll(filepath.Join(rootfs, "dev")))
+			require.NoError(t, os.WriteFile(filepath.Join(rootfs, "dev"), nil, 0o600))
+		}, nil, "/dev"},
+		{"impossible limit", nil, func(s *driver.Spec) { s.Limits.CPUSet = "4000-4001" }, "cpuset.cpus"},
+		{"ids that root may not map", nil, func(s *driver.Spec) { s.IDs.Base = 2_000_000_000 }, "newuidmap"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			nic := newNIC(t, "eth0")
+			spec, rootfs := newSpec(t)
+			if test.change != nil {
+				test.change(&spec)
+			}
+			if test.spoil != nil {
+				test.spoil(t, rootfs)
+			}
+			require.NoError(t, d.Create(t.Context(), spec, rootfs))
+			err := d.Start(t.Context(), spec.UUID, []driver.NIC{nic})
+			t.Log(err)
+			require.ErrorContains(t, err, test.want)
+			require.DirExists(t, filepath.Join("/sys/class/net", nic.Link.Peer), "the link stays on the host")
+			require.Equal(t, driver.PowerStateShutdown, info(t, d, spec.UUID).PowerState)
+			requireClean(t, d, spec.Name)
+		})
+	}
+}
+
+func TestFunctionalMissingLink(t *testing.T) {
+	d := newDriver(t)
+	spec, rootfs := newSpec(t)
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	err := d.Start(t.Context(), spec.UUID, []driver.NIC{{PortID: "p", Name: "eth0", Link: vif.Link{Peer: "no-such-link"}}})
+	require.ErrorContains(t, err, "no-such-link")
+}
+
+func TestFunctionalIsolation(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil)
+	init := info(t, d, s.UUID).InitPID
+	for _, ns := range namespaces {
+		host, err := os.Readlink("/proc/1/ns/" + ns)
+		require.NoError(t, err)
+		guest, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", init, ns))
+		require.NoError(t, err)
+		require.NotEqual(t, host, guest, ns)
+	}
+	require.Equal(t, []string{"0", strconv.FormatUint(uint64(s.IDs.Base), 10), "65536"}, strings.Fields(run(t, d, s.UUID, "cat /proc/1/uid_map")))
+	require.Equal(t, "guest", run(t, d, s.UUID, "hostname"))
+	require.Equal(t, "lo", run(t, d, s.UUID, "ls /sys/class/net"))
+	require.Equal(t, "uid=0(root) gid=0(root) groups=0(root)", run(t, d, s.UUID, "id"))
+	env := run(t, d, s.UUID, "tr '\\0' '\\n' < /proc/1/environ")
+	require.Contains(t, env, "product_name=OpenStack Nova")
+	require.Contains(t, env, "container=lxc")
+	require.NotContains(t, env, "LANG=") // nothing of the agent's
+	require.Contains(t, run(t, d, s.UUID, "dmesg 2>&1 >/dev/null; true"), "not permitted")
+	require.Empty(t, run(t, d, s.UUID, "ls /sys/firmware"))
+	require.Equal(t, "1024", run(t, d, s.UUID, "awk '/open files/{print $4}' /proc/1/limits"))
+	require.NotContains(t, run(t, d, s.UUID, "cat /proc/1/limits"), "COMPUTE_AGENT")
+
+	for file, want := range map[string]string{
+		"memory.limit_in_bytes": "134217728", "memory.memsw.limit_in_bytes": "201326592",
+		"pids.max": "200", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000", "cpu.shares": "512",
+	} {
+		if d.cgroups.layout == layoutV2 {
+			break // other names, rendered by the same table
+		}
+		controller, _, _ := strings.Cut(file, ".")
+		b, err := os.ReadFile(d.cgroups.file(controller, payload(s.Name), file))
+		require.NoError(t, err)
+		require.Equal(t, want, string(bytes.TrimSpace(b)), file)
+		out := run(t, d, s.UUID, "echo 1000000 > /sys/fs/cgroup/"+controller+"/"+file+" && echo raised || true")
+		require.NotContains(t, out, "raised")
+	}
+}
+
+func TestFunctionalPIDLimit(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil, func(s *driver.Spec) { s.Limits.PIDs = 20 })
+	out := run(t, d, s.UUID, "i=0; while [ $i -lt 50 ]; do sleep 5 & i=$((i+1)); done 2>&1; true")
+	require.Contains(t, out, "fork")
+	require.NoError(t, d.Stop(t.Context(), s.UUID, 0, 0))
+}
+
+func TestFunctionalConsoleIsBounded(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil)
+	run(t, d, s.UUID, "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done > /dev/console")
+	has := func(text string) func() bool {
+		return func() bool {
+			log, err := d.ConsoleLog(t.Context(), s.UUID, 1<<20)
+			return err == nil && strings.Contains(string(log), text)
+		}
+	}
+	require.Eventually(t, has("line 2999"), 5*time.Second, 10*time.Millisecond, "readable while it runs")
+	size := func() (total int64) {
+		files, err := filepath.Glob(d.consoleFile(s.Name) + "*")
+		require.NoError(t, err)
+		for _, f := range files {
+			st, err := os.Stat(f)
+			require.NoError(t, err)
+			total += st.Size()
+		}
+		return total
+	}
+	require.LessOrEqual(t, size(), d.o.ConsoleSize)
+	require.Greater(t, size(), d.o.ConsoleSize/2)
+	require.NoError(t, d.Stop(t.Context(), s.UUID, 0, 0))
+	require.True(t, has("line 2999")(), "readable after the stop")
+	require.NoError(t, d.Start(t.Context(), s.UUID, nil))
+	require.True(t, has("line 2999")(), "kept over a start")
+}
+
+func TestFunctionalKilledMonitor(t *testing.T) {
+	d := newDriver(t)
+	nic := newNIC(t, "eth0")
+	s := started(t, d, []driver.NIC{nic})
+	events := d.Events(t.Context())
+	time.Sleep(100 * time.Millisecond)
+	g, err := d.lookup(s.Name)
+	require.NoError(t, err)
+	require.NoError(t, unix.Kill(g.monitor, unix.SIGKILL))
+	select {
+	case e := <-events:
+		require.Equal(t, driver.PowerStateShutdown, e.PowerState)
+	case <-time.After(3 * time.Second):
+		require.Fail(t, "no event")
+	}
+	require.Equal(t, driver.PowerStateShutdown, info(t, d, s.UUID).PowerState)
+	require.NoError(t, d.Start(t.Context(), s.UUID, nil), "what the monitor left is cleared")
+	require.NoError(t, d.Stop(t.Context(), s.UUID, 0, 0))
+	requireClean(t, d, s.Name)
+}
+
+func TestFunctionalExecEndsWithContext(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := d.Exec(ctx, s.UUID, driver.Command{Args: []string{"sleep", "4321"}})
+	require.ErrorIs(t, err, driver.ErrTimeout)
+	require.Eventually(t, func() bool {
+		return !strings.Contains(run(t, d, s.UUID, "ps"), "sleep 4321")
+	}, 3*time.Second, 50*time.Millisecond)
+}
+
+func TestFunctionalSecretsAreNotArguments(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil)
+	var out bytes.Buffer
+	_, err := d.Exec(t.Context(), s.UUID, driver.Command{
+		Args: []string{"sh", "-c", "env; tr '\\0' ' ' < /proc/1/cmdline"}, Env: []string{"SECRET=x"}, Stdout: &out,
+	})
+	require.NoError(t, err)
+	require.Contains(t, out.String(), "SECRET=x")
+	require.NotContains(t, out.String(), execVariable, "the request does not reach the guest")
+}
+
+func TestFunctionalShiftedByMount(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil, func(s *driver.Spec) { s.Hostname = "shifted" })
+	require.NoError(t, d.Stop(t.Context(), s.UUID, 0, 0))
+	rec, err := d.load(s.UUID)
+	require.NoError(t, err)
+	drivertest.ShiftOwner(t, rec.RootFS, storage.IDRange{})
+	require.NoError(t, d.Start(t.Context(), s.UUID, nil))
+	require.Equal(t, "0", run(t, d, s.UUID, "touch /root/new; stat -c %u /root/new"))
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(filepath.Join(rec.RootFS, "root", "new"), &st))
+	require.Zero(t, st.Uid)
+}
+
+func TestFunctionalNested(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil, func(s *driver.Spec) { s.Limits.Nested = true })
+	require.Equal(t, "done", run(t, d, s.UUID, "unshare -Urpf --mount-proc sh -c 'mount -t sysfs none /sys; echo done'"))
+}
+
+func TestFunctionalPrivileged(t *testing.T) {
+	d := newDriver(t, func(o *Options) { o.AllowPrivileged = true })
+	s := started(t, d, nil, func(s *driver.Spec) { s.Limits.Privileged = true; s.IDs = storage.IDRange{} })
+	require.Equal(t, "0", strings.Fields(run(t, d, s.UUID, "cat /proc/1/uid_map"))[1])
+	// CVE-2019-5736: the helper that enters the guest runs from a copy.
+	out := run(t, d, s.UUID, "ls -l /proc/*/exe 2>/dev/null; mount -o remount,rw /proc/sys 2>&1; mknod /tmp/x b 7 0; dd if=/tmp/x of=/dev/null count=1 2>&1; true")
+	require.Contains(t, out, "not permitted")
+}
+
+// linux/fs.h: FIFREEZE and FITHAW.
+const (
+	fiFreeze = 0xC0045877
+	fiThaw   = 0xC0045878
+)
+
+// TestFunctionalStuckGuest holds a guest in the kernel by freezing its file system.
+func TestFunctionalStuckGuest(t *testing.T) {
+	d := newDriver(t)
+	dir := testDir(t)
+	image, rootfs := filepath.Join(dir, "disk"), filepath.Join(dir, "root")
+	require.NoError(t, os.Mkdir(rootfs, 0o755))
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 64<<20))
+	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, rootfs}} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		require.NoErrorf(t, err, "%s", out)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(rootfs, 0)) })
+	spec, plain := newSpec(t)
+	require.NoError(t, os.RemoveAll(plain))
+	drivertest.BusyboxRootFS(t, rootfs, spec.IDs)
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+	other := started(t, d, nil)
+
+	freezer, err := os.Open(rootfs)
+	require.NoError(t, err)
+	defer freezer.Close()
+	require.NoError(t, unix.IoctlSetInt(int(freezer.Fd()), fiFreeze, 0))
+	thawed := false
+	thaw := func() {
+		if !thawed {
+			thawed = true
+			require.NoError(t, unix.IoctlSetInt(int(freezer.Fd()), fiThaw, 0))
+		}
+	}
+	defer thaw()
+	short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err = d.Exec(short, spec.UUID, driver.Command{Args: []string{"sh", "-c", "echo x > /stuck"}})
+	require.ErrorIs(t, err, driver.ErrTimeout)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	begin := time.Now()
+	err = d.Stop(ctx, spec.UUID, 500*time.Millisecond, 0)
+	require.ErrorIs(t, err, driver.ErrTimeout)
+	require.Less(t, time.Since(begin), 4*time.Second)
+	require.NoError(t, d.Stop(t.Context(), other.UUID, 0, 0), "others are not blocked")
+
+	thaw()
+	require.NoError(t, d.Stop(t.Context(), spec.UUID, 0, 0))
+	require.NoError(t, d.Destroy(t.Context(), spec.UUID))
+	requireClean(t, d, spec.Name)
+}
+
+func info(t *testing.T, d *Driver, uuid string) driver.Info {
+	t.Helper()
+	i, err := d.Info(t.Context(), uuid)
+	require.NoError(t, err)
+	return i
+}

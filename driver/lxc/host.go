@@ -1,0 +1,230 @@
+package lxc
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+// Problem is something about the host that keeps guests from running or from being
+// safe, with what an operator can do about it.
+type Problem struct {
+	What   string
+	Remedy string
+	// Fatal: no guest would start, or not as safely as it must; the agent refuses to run.
+	Fatal bool
+}
+
+// lxcfsMount is where distributions mount lxcfs.
+const lxcfsMount = "/var/lib/lxcfs"
+
+// Check looks at the host once, at the agent's start.
+func (d *Driver) Check(_ context.Context) []Problem {
+	var problems []Problem
+	add := func(fatal bool, what, remedy string) { problems = append(problems, Problem{what, remedy, fatal}) }
+
+	if os.Geteuid() != 0 {
+		add(true, "the agent does not run as root", "run it as root; it maps ids, moves links and writes cgroups")
+	}
+	if missing := d.cgroups.missing(); len(missing) > 0 {
+		add(true, "cgroup controllers are missing: "+strings.Join(missing, ", "),
+			"enable them (kernel parameters cgroup_enable=…, or cgroup.subtree_control)")
+	}
+	if n, err := readInt("/proc/sys/user/max_user_namespaces"); err != nil || n == 0 {
+		add(true, "the kernel has no user namespaces or they are switched off", "set user.max_user_namespaces above 0")
+	}
+	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		add(true, "the kernel has no pidfd_open", "use Linux 5.6 or later")
+	} else {
+		_ = unix.Close(fd)
+	}
+	if !d.swapAccount() {
+		add(false, "the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1")
+	}
+	problems = append(problems, d.checkDirectories()...)
+	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), "/etc/subuid", "/etc/subgid")...)
+	problems = append(problems, d.checkConfinement()...)
+	return problems
+}
+
+// checkDirectories: a guest's root must be able to walk down to its root file system,
+// being nobody to the host.
+func (d *Driver) checkDirectories() []Problem {
+	var problems []Problem
+	for dir := d.o.LXCPath; dir != "/"; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		if err == nil && st.Mode().Perm()&0o001 == 0 {
+			problems = append(problems, Problem{dir + " cannot be entered by the guests' ids", "chmod o+x " + dir, true})
+		}
+	}
+	if st, err := os.Stat(d.seccompProfile()); err != nil || !st.Mode().IsRegular() {
+		problems = append(problems, Problem{"seccomp profile " + d.seccompProfile() + " cannot be read", "correct the option or leave it empty", true})
+	}
+	return problems
+}
+
+func (d *Driver) checkConfinement() []Problem {
+	var problems []Problem
+	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
+		problems = append(problems, Problem{"the kernel has no seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER", true})
+	}
+	switch {
+	case d.o.AppArmor == ModeUnconfined:
+	case appArmorEnabled() && d.o.AppArmor != ModeAuto && d.o.AppArmor != ModeGenerated:
+	case appArmorEnabled() && !appArmorParser():
+		problems = append(problems, Problem{"AppArmor is on but apparmor_parser is missing, so guests run without a profile",
+			"install apparmor", d.o.AppArmor == ModeGenerated})
+	case !appArmorEnabled():
+		problems = append(problems, Problem{"the host has no AppArmor, so guests run without a profile",
+			"boot with apparmor=1 security=apparmor, or leave it to the user namespace and seccomp", d.o.AppArmor != ModeAuto})
+	}
+	if d.o.LXCFS == ModeOn && d.lxcfs() == "" {
+		problems = append(problems, Problem{"lxcfs is required but not mounted at " + lxcfsMount, "install and start lxcfs", true})
+	}
+	return problems
+}
+
+// mapTools tells which of newuidmap and newgidmap are installed. liblxc uses them even
+// as root, if it finds both (idmap_utils.c:lxc_map_ids).
+func mapTools() (tools map[string]bool) {
+	tools = make(map[string]bool)
+	for _, name := range []string{"newuidmap", "newgidmap"} {
+		_, err := exec.LookPath(name)
+		tools[name] = err == nil
+	}
+	return tools
+}
+
+// checkIDMap verifies that root may map the pool with the tools that are installed.
+func checkIDMap(pool []storage.IDRange, tools map[string]bool, subuid, subgid string) []Problem {
+	if !tools["newuidmap"] && !tools["newgidmap"] {
+		return nil // liblxc writes the maps itself
+	}
+	if !tools["newuidmap"] || !tools["newgidmap"] {
+		return []Problem{{"only one of newuidmap and newgidmap is installed", "install both (package uidmap) or none", true}}
+	}
+	var problems []Problem
+	for _, file := range []string{subuid, subgid} {
+		granted, err := rootRanges(file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			problems = append(problems, Problem{fmt.Sprintf("%s cannot be read: %v", file, err), "correct it, see subuid(5)", true})
+			continue
+		}
+		remedy := fmt.Sprintf("echo root:1000000:1000000000 >> %s", file)
+		if len(granted) == 0 {
+			problems = append(problems, Problem{"root has no ids to give to guests in " + file, remedy, true})
+			continue
+		}
+		for _, want := range pool {
+			if !covered(want, granted) {
+				problems = append(problems, Problem{
+					fmt.Sprintf("root may not map ids %d to %d by %s", want.Base, want.Base+want.Size-1, file),
+					fmt.Sprintf("add a line root:%d:%d to %s", want.Base, want.Size, file), true,
+				})
+			}
+		}
+	}
+	return problems
+}
+
+// rootRanges reads root's lines of /etc/subuid or /etc/subgid (subuid(5)).
+func rootRanges(file string) ([]storage.IDRange, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var ranges []storage.IDRange
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		part := strings.Split(strings.TrimSpace(s.Text()), ":")
+		if len(part) != 3 || (part[0] != "root" && part[0] != "0") {
+			continue
+		}
+		base, err1 := strconv.ParseUint(part[1], 10, 32)
+		size, err2 := strconv.ParseUint(part[2], 10, 32)
+		if err1 != nil || err2 != nil {
+			return nil, fmt.Errorf("line %q is not understood", s.Text())
+		}
+		ranges = append(ranges, storage.IDRange{Base: uint32(base), Size: uint32(size)})
+	}
+	return ranges, s.Err()
+}
+
+func covered(want storage.IDRange, granted []storage.IDRange) bool {
+	for _, g := range granted {
+		if want.Base >= g.Base && uint64(want.Base)+uint64(want.Size) <= uint64(g.Base)+uint64(g.Size) {
+			return true
+		}
+	}
+	return false
+}
+
+// swapAccount tells whether swap can be limited.
+func (d *Driver) swapAccount() bool {
+	if d.cgroups.layout != layoutV2 {
+		_, err := os.Stat(d.cgroups.file("memory", "", "memory.memsw.limit_in_bytes"))
+		return err == nil
+	}
+	// The root group has no such file; any group below it has.
+	found, err := filepath.Glob(filepath.Join(d.cgroups.dirs[unified], "*", "memory.swap.max"))
+	return err == nil && len(found) > 0
+}
+
+// appArmor is the profile to write, "" on hosts without AppArmor.
+func (d *Driver) appArmor() string {
+	if !appArmorEnabled() {
+		return ""
+	}
+	if d.o.AppArmor != ModeAuto {
+		return d.o.AppArmor
+	}
+	if appArmorParser() {
+		return ModeGenerated
+	}
+	return ModeUnconfined
+}
+
+func appArmorEnabled() bool {
+	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(b), "Y")
+}
+
+func appArmorParser() bool {
+	for _, p := range []string{"/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"} {
+		if _, err := os.Stat(p); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// lxcfs is lxcfs' mount point if it shall be used and is there.
+func (d *Driver) lxcfs() string {
+	if d.o.LXCFS == ModeOff {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(lxcfsMount, "proc", "meminfo")); err != nil {
+		return ""
+	}
+	return lxcfsMount
+}
+
+func readInt(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}

@@ -1,0 +1,36 @@
+package lxc
+
+import "path/filepath"
+
+// seccompPolicy denies what no guest needs and what would reach the host's kernel as a
+// whole: loading kernels and modules, opening files by handle around mount namespaces
+// (CVE-2014-3519), forced unmounts, and reading the host's kernel log, which the
+// kernel allows to everyone where kernel.dmesg_restrict is off.
+const seccompPolicy = `2
+denylist
+reject_force_umount
+[all]
+kexec_load errno 38
+kexec_file_load errno 38
+open_by_handle_at errno 38
+init_module errno 38
+finit_module errno 38
+delete_module errno 38
+syslog errno 1
+`
+
+// seccompProfile is the policy file that guests are started with. The monitor reads
+// it again when a guest reboots itself, so it stays on disk.
+func (d *Driver) seccompProfile() string {
+	if d.o.SeccompProfile != "" {
+		return d.o.SeccompProfile
+	}
+	return filepath.Join(d.o.StateDir, "seccomp.policy")
+}
+
+func (d *Driver) writeSeccompProfile() error {
+	if d.o.SeccompProfile != "" {
+		return nil
+	}
+	return writeFile(d.seccompProfile(), []byte(seccompPolicy))
+}

@@ -1,0 +1,200 @@
+package lxc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/compute-agent/compute-agent/driver"
+)
+
+// startTimeout bounds a start for callers whose context has no deadline.
+const startTimeout = 60 * time.Second
+
+// childPath is where liblxc looks for newuidmap, newgidmap and apparmor_parser.
+const childPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// maxErrorLines bounds what a failed start reports of liblxc's log.
+const maxErrorLines = 6
+
+var (
+	deviceForm = regexp.MustCompile(`^[0-9A-Za-z_.-]{1,15}$`)
+	macForm    = regexp.MustCompile(`^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$`)
+)
+
+// Start implements driver.Driver.
+func (d *Driver) Start(ctx context.Context, uuid string, nics []driver.NIC) error {
+	rec, err := d.load(uuid)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	g, err := d.settled(ctx, rec.Spec.Name)
+	if err != nil {
+		return fmt.Errorf("start instance %s: %w", uuid, err)
+	}
+	if g.running() && g.init != 0 {
+		return nil
+	}
+	rec.NICs = nics
+	if err := d.start(ctx, rec); err != nil {
+		return fmt.Errorf("start instance %s: %w", uuid, err)
+	}
+	d.changed(rec, driver.PowerStateRunning)
+	return nil
+}
+
+func (d *Driver) start(ctx context.Context, rec record) error {
+	if err := validateNICs(rec.NICs); err != nil {
+		return err
+	}
+	if st, err := os.Stat(rec.RootFS); err != nil {
+		return fmt.Errorf("look at root file system: %w", err)
+	} else if !st.IsDir() {
+		return fmt.Errorf("root file system %s is not a directory", rec.RootFS)
+	}
+	// What a crash left of an earlier run would be in the way.
+	if err := d.clear(ctx, rec.Spec.Name); err != nil {
+		return err
+	}
+	if err := d.save(rec); err != nil {
+		return err
+	}
+	if err := d.writeConfig(rec); err != nil {
+		return err
+	}
+	if err := d.forkStart(ctx, rec); err != nil {
+		return d.failedStart(ctx, rec, err)
+	}
+	g, err := d.lookup(rec.Spec.Name)
+	if err == nil {
+		err = d.isolated(rec, g)
+	}
+	if err != nil {
+		return d.failedStart(ctx, rec, err)
+	}
+	return nil
+}
+
+// validateNICs refuses what would bend the configuration, and links that are not on
+// the host: liblxc would say no more than "failed to create network".
+func validateNICs(nics []driver.NIC) error {
+	for _, nic := range nics {
+		if !deviceForm.MatchString(nic.Name) {
+			return fmt.Errorf("port %s: %q is no name for an interface", nic.PortID, nic.Name)
+		}
+		if nic.Link.MAC != "" && !macForm.MatchString(nic.Link.MAC) {
+			return fmt.Errorf("port %s: %q is no MAC address", nic.PortID, nic.Link.MAC)
+		}
+		if !linkExists(nic.Link.Peer) {
+			return fmt.Errorf("port %s: link %q is not in the host's network namespace", nic.PortID, nic.Link.Peer)
+		}
+	}
+	return nil
+}
+
+func linkExists(name string) bool {
+	if !deviceForm.MatchString(name) {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join("/sys/class/net", name))
+	return err == nil
+}
+
+// forkStart runs the start in a child. Its standard output is a file: the monitor may
+// hold it for a moment longer than the child lives, and a pipe would make Wait hang.
+func (d *Driver) forkStart(ctx context.Context, rec record) error {
+	log := d.logFile(rec.Spec.Name)
+	if err := os.Rename(log, log+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("rotate log: %w", err)
+	}
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640) //nolint:gosec // group may read logs
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	defer out.Close()
+	cmd := exec.CommandContext(ctx, d.o.Executable, commandStart, d.o.LXCPath, rec.Spec.Name, log)
+	cmd.Env = childEnv(rec)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", driver.ErrTimeout, ctx.Err())
+		}
+		return err
+	}
+	return nil
+}
+
+// childEnv is the environment of the hidden sub-commands, which the monitor keeps.
+// A privileged guest could write to the binary that runs inside it (CVE-2019-5736),
+// so liblxc then runs from a sealed copy in memory (rexec.c).
+func childEnv(rec record) []string {
+	env := []string{childPath, "LANG=C.UTF-8"}
+	if rec.Spec.Limits.Privileged {
+		env = append(env, "LXC_MEMFD_REXEC=1")
+	}
+	return env
+}
+
+// isolated confirms that a guest that was just started shares no namespace with the host.
+func (d *Driver) isolated(rec record, g guest) error {
+	if g.init == 0 {
+		return errors.New("the guest's init ended at once")
+	}
+	if shared := sharedNamespaces(g.init, rec.Spec.Limits.Privileged); len(shared) > 0 {
+		return fmt.Errorf("the guest is in the host's %s namespace", strings.Join(shared, ", "))
+	}
+	return nil
+}
+
+// failedStart removes what a failed start left and adds liblxc's own reasons to cause.
+func (d *Driver) failedStart(ctx context.Context, rec record, cause error) error {
+	if lines := errorLines(d.logFile(rec.Spec.Name)); len(lines) > 0 {
+		cause = fmt.Errorf("%w: %s", cause, strings.Join(lines, "; "))
+	}
+	// The request may be over; the host is cleaned nevertheless.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	if err := d.clear(ctx, rec.Spec.Name); err != nil {
+		cause = fmt.Errorf("%w; clean up: %w", cause, err)
+	}
+	for _, nic := range rec.NICs {
+		if !linkExists(nic.Link.Peer) {
+			cause = fmt.Errorf("%w; link %s of port %s is lost and must be plugged again", cause, nic.Link.Peer, nic.PortID)
+		}
+	}
+	return cause
+}
+
+// errorLine is "lxc NAME DATE LEVEL CATEGORY - FILE:FUNCTION:LINE - TEXT" (log.c:log_append_logfile).
+var errorLine = regexp.MustCompile(`^lxc \S+ \S+ ERROR +\S+ - \S+ - (.*)$`)
+
+// errorLines returns the texts of the first ERROR lines of a log: the first are the
+// cause, what follows are its consequences. Lines of the child itself count as well.
+func errorLines(path string) []string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		if m := errorLine.FindStringSubmatch(line); m != nil {
+			line = m[1]
+		} else if line == "" || strings.HasPrefix(line, "lxc ") {
+			continue
+		}
+		if len(lines) < maxErrorLines {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
