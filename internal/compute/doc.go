@@ -1,0 +1,16 @@
+// Package compute is the compute manager: it takes the methods of Nova's compute
+// RPC API and makes the instances of this host be what they ask for.
+//
+// One file holds one family of methods (build.go, terminate.go, power.go, …);
+// methods.go is the table of all of them, refused ones included. The manager
+// translates: between Nova's objects and the plain structures of driver, vif,
+// imagesync and storage, and between their errors and Nova's exception classes.
+//
+// What it relies on:
+//   - operations on one instance are serialised by Manager.locks (by UUID); a
+//     terminate cancels a build of the same instance before it queues for the lock;
+//   - a host change is recorded (see record) before it is made, and removeFromHost
+//     takes back all of them, whatever part exists;
+//   - a build that was accepted is written to the journal until it has ended, so
+//     that a restarted agent finishes it.
+package compute

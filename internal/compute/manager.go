@@ -1,0 +1,131 @@
+package compute
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/keylock"
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
+	"github.com/compute-agent/compute-agent/internal/nova/notify"
+	"github.com/compute-agent/compute-agent/internal/nova/release"
+	"github.com/compute-agent/compute-agent/internal/openstack/glance"
+	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
+	"github.com/compute-agent/compute-agent/internal/openstack/placement"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/resource"
+	"github.com/compute-agent/compute-agent/internal/state"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
+)
+
+// Options are the manager's settings; each is named after its nova.conf option.
+type Options struct {
+	Host                 string // [DEFAULT] host: RPC server, Service.host, binding:host_id
+	InstanceNameTemplate string
+	OVSBridge            string // [neutron] ovs_bridge
+	HostArch             string // Nova's name of the host's architecture
+
+	MaxConcurrentBuilds int // 0: unlimited
+
+	VIFPluggingTimeout time.Duration // 0: never wait for network-vif-plugged
+	VIFPluggingIsFatal bool
+
+	ShutdownTimeout       time.Duration // of a clean stop, unless the image says otherwise
+	ShutdownRetryInterval time.Duration
+	RebootTimeout         time.Duration // of a soft reboot's clean part
+
+	ReportInterval          time.Duration
+	UpdateResourcesInterval time.Duration // negative: off, 0: the default interval
+	SyncPowerStateInterval  time.Duration
+	HealInfoCacheInterval   time.Duration
+	SchedulerSyncInterval   time.Duration
+	RunningDeletedInterval  time.Duration
+	RunningDeletedAction    string // reap, log, noop or shutdown
+	InstanceBuildTimeout    time.Duration
+	ReclaimInstanceInterval time.Duration
+	PeriodicFuzzyDelay      time.Duration
+	TrackInstanceChanges    bool // [filter_scheduler] track_instance_changes
+	ResumeGuestsOnHostBoot  bool // [DEFAULT] resume_guests_state_on_host_boot
+	DefaultAccessIPNetwork  string
+
+	IDPool         []storage.IDRange // root's subordinate ids
+	IDsPerInstance uint32
+	FlavorPolicy   flavor.Policy
+}
+
+// Deps are what the manager works with. All are required.
+type Deps struct {
+	Release   release.Release
+	Conductor *conductor.Client
+	Notify    *notify.Emitter
+	Tracker   *resource.Tracker
+	Placement *placement.Client
+	Neutron   *neutron.Client
+	Glance    *glance.Client
+	Driver    driver.Driver
+	Roots     storage.Backend
+	Images    *imagesync.Store
+	Plugger   vif.Plugger
+	DB        *state.DB
+}
+
+// Manager carries out the compute RPC API on one host.
+type Manager struct {
+	Deps
+	opts Options
+
+	locks   keylock.Locks // by instance UUID
+	builds  *semaphore.Weighted
+	waiters eventWaiters
+
+	running sync.WaitGroup // operations that outlive their message
+
+	mu      sync.Mutex                         // guards cancels
+	cancels map[string]context.CancelCauseFunc // builds in progress, by instance UUID
+}
+
+// New returns a manager. It starts nothing.
+func New(o Options, d Deps) *Manager {
+	limit := int64(o.MaxConcurrentBuilds)
+	if limit <= 0 {
+		limit = 1 << 30 // nova's 0 means "unlimited"
+	}
+	return &Manager{
+		Deps: d, opts: o,
+		builds:  semaphore.NewWeighted(limit),
+		cancels: map[string]context.CancelCauseFunc{},
+	}
+}
+
+// background runs fn apart from the message that asked for it: with the message's
+// request context, but neither its deadline nor its cancellation.
+func (m *Manager) background(ctx context.Context, fn func(ctx context.Context)) {
+	m.running.Go(func() { fn(context.WithoutCancel(ctx)) })
+}
+
+// Drain waits until every operation has ended, or ctx has. What still runs then is
+// in the journal, and the next start takes it up.
+func (m *Manager) Drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		m.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// adminContext is a context of the agent itself, for work that nobody asked for.
+func adminContext(ctx context.Context) context.Context {
+	return reqctx.With(ctx, reqctx.Admin())
+}

@@ -1,0 +1,198 @@
+package compute
+
+import (
+	"context"
+
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// Endpoints returns what nova-compute serves: the compute API at the release's version
+// and the base API (nova/service.py:Service.start). Every method that a caller of
+// any supported release can send is in the table: done, or refused at once with the
+// class that the caller expects, so that no API call waits for a time-out.
+func (m *Manager) Endpoints() []rpc.Endpoint {
+	return []rpc.Endpoint{
+		{Version: m.Release.ComputeRPC, Methods: m.methods()},
+		{Namespace: "baseapi", Version: "1.1", Methods: baseMethods()},
+	}
+}
+
+func (m *Manager) methods() map[string]rpc.Handler {
+	// full is the set of decorators that most operations wear (conductor.md 6.1).
+	full := func(method string, lock bool, body instanceFunc) rpc.Handler {
+		return m.onInstance(operation{method: method, event: method, fault: true, revert: true, lock: lock}, body)
+	}
+	// query is a method that changes nothing and leaves no event.
+	query := func(method string, body instanceFunc) rpc.Handler {
+		return m.onInstance(operation{method: method}, body)
+	}
+	methods := map[string]rpc.Handler{
+		"build_and_run_instance": m.buildAndRunInstance,
+		"terminate_instance":     m.terminateInstance,
+		"start_instance":         full("start_instance", true, m.startInstance),
+		"stop_instance":          full("stop_instance", true, m.stopInstance),
+		"reboot_instance":        full("reboot_instance", true, m.rebootInstance),
+		"pause_instance":         full("pause_instance", true, m.pauseInstance),
+		"unpause_instance":       full("unpause_instance", true, m.unpauseInstance),
+		"soft_delete_instance":   full("soft_delete_instance", true, m.softDeleteInstance),
+		"restore_instance":       full("restore_instance", true, m.restoreInstance),
+
+		"get_console_output":      query("get_console_output", m.consoleOutput),
+		"inject_network_info":     query("inject_network_info", m.injectNetworkInfo),
+		"external_instance_event": m.externalInstanceEvent,
+		"set_host_enabled":        m.setHostEnabled,
+		"get_host_uptime":         m.hostUptime,
+	}
+	for method, refusal := range refusals {
+		methods[method] = m.refuse(method, refusal)
+	}
+	return methods
+}
+
+// refusal says how a method that a container cannot serve is refused.
+type refusal struct {
+	event         bool // the method's action event is opened and closed with the error
+	fault, revert bool // as in operation
+	err           func(args rpc.Args) error
+}
+
+func unsupported(what string) func(rpc.Args) error {
+	return func(rpc.Args) error { return exception.NotImplemented(what + " is not supported by the lxc driver") }
+}
+
+// refusals are the methods of compute-rpc's table that are not served, with the class
+// that keeps the server's state and gives the API's caller a proper answer.
+var refusals = map[string]refusal{
+	"suspend_instance": {event: true, fault: true, revert: true, err: unsupported("suspend")},
+	"resume_instance":  {event: true, fault: true, revert: true, err: unsupported("resume")},
+	"rescue_instance": {event: true, fault: true, revert: true, err: instanceError(func(uuid string) error {
+		return exception.InstanceNotRescuable(uuid, "rescue is not supported by the lxc driver")
+	})},
+	"unrescue_instance":       {event: true, fault: true, revert: true, err: unsupported("unrescue")},
+	"rebuild_instance":        {event: true, fault: true, revert: true, err: unsupported("rebuild")},
+	"snapshot_instance":       {event: true, fault: true, revert: true, err: unsupported("snapshot")},
+	"backup_instance":         {event: true, fault: true, revert: true, err: unsupported("backup")},
+	"shelve_instance":         {event: true, fault: true, revert: true, err: unsupported("shelve")},
+	"shelve_offload_instance": {event: true, fault: true, revert: true, err: unsupported("shelve")},
+	"unshelve_instance":       {event: true, fault: true, revert: true, err: unsupported("unshelve")},
+	"set_admin_password":      {event: true, fault: true, revert: true, err: unsupported("setting the admin password")},
+	"trigger_crash_dump":      {event: true, fault: true, err: unsupported("a crash dump")},
+	"quiesce_instance": {err: instanceError(func(uuid string) error {
+		return exception.New("InstanceQuiesceNotSupported", map[string]any{"instance_id": uuid})
+	})},
+	"unquiesce_instance": {err: unsupported("quiesce")},
+
+	"prep_resize":          {event: true, fault: true, revert: true, err: unsupported("resize")},
+	"resize_instance":      {event: true, fault: true, revert: true, err: unsupported("resize")},
+	"finish_resize":        {event: true, fault: true, revert: true, err: unsupported("resize")},
+	"confirm_resize":       {event: true, fault: true, err: unsupported("resize")},
+	"revert_resize":        {event: true, fault: true, revert: true, err: unsupported("resize")},
+	"finish_revert_resize": {event: true, fault: true, revert: true, err: unsupported("resize")},
+
+	"prep_snapshot_based_resize_at_dest":            {event: true, fault: true, err: precheck("a cross-cell resize")},
+	"prep_snapshot_based_resize_at_source":          {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
+	"finish_snapshot_based_resize_at_dest":          {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
+	"confirm_snapshot_based_resize_at_source":       {event: true, fault: true, err: unsupported("a cross-cell resize")},
+	"revert_snapshot_based_resize_at_dest":          {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
+	"finish_revert_snapshot_based_resize_at_source": {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
+
+	// Any other class would put the server into ERROR (nova/conductor/manager.py:_live_migrate).
+	"check_can_live_migrate_destination":     {event: true, fault: true, err: precheck("live migration")},
+	"check_can_live_migrate_source":          {event: true, fault: true, err: precheck("live migration")},
+	"live_migration":                         {event: true, fault: true, err: precheck("live migration")},
+	"pre_live_migration":                     {event: true, fault: true, err: precheck("live migration")},
+	"post_live_migration_at_destination":     {event: true, fault: true, err: precheck("live migration")},
+	"rollback_live_migration_at_destination": {event: true, fault: true, err: precheck("live migration")},
+	"live_migration_force_complete":          {event: true, fault: true, err: unsupported("live migration")},
+	"live_migration_abort":                   {event: true, fault: true, err: unsupported("live migration")},
+	"drop_move_claim_at_destination":         {err: unsupported("live migration")},
+	"check_instance_shared_storage":          {err: unsupported("shared storage")},
+
+	"reserve_block_device_name": {fault: true, revert: true, err: func(args rpc.Args) error {
+		var volume string
+		_ = args.Decode("volume_id", &volume) // only for the text
+		return exception.New("InvalidVolume", map[string]any{"reason": "volumes are not supported by the lxc driver (volume " + volume + ")"})
+	}},
+	"attach_volume":            {event: true, fault: true, err: unsupported("volume attach")},
+	"detach_volume":            {event: true, fault: true, err: unsupported("volume detach")},
+	"swap_volume":              {event: true, fault: true, err: unsupported("volume swap")},
+	"extend_volume":            {event: true, fault: true, err: unsupported("volume extend")},
+	"volume_snapshot_create":   {err: unsupported("an assisted volume snapshot")},
+	"volume_snapshot_delete":   {err: unsupported("an assisted volume snapshot")},
+	"remove_volume_connection": {err: unsupported("a volume connection")},
+	"attach_interface": {event: true, fault: true, err: instanceError(func(uuid string) error {
+		return exception.AttachInterfaceNotSupported(uuid)
+	})},
+	"detach_interface": {event: true, fault: true, err: instanceError(func(uuid string) error {
+		return exception.InterfaceDetachFailed(uuid)
+	})},
+	"add_fixed_ip_to_instance":      {fault: true, err: unsupported("adding a fixed ip")},
+	"remove_fixed_ip_from_instance": {fault: true, err: unsupported("removing a fixed ip")},
+	"allow_share":                   {event: true, fault: true, err: unsupported("a share")},
+	"deny_share":                    {event: true, fault: true, err: unsupported("a share")},
+
+	"get_serial_console":    {fault: true, err: noConsole},
+	"get_vnc_console":       {fault: true, err: noConsole},
+	"get_spice_console":     {fault: true, err: noConsole},
+	"get_rdp_console":       {fault: true, err: noConsole},
+	"get_mks_console":       {fault: true, err: noConsole},
+	"validate_console_port": {fault: true, err: noConsole},
+
+	"get_diagnostics":          {fault: true, err: unsupported("diagnostics")},
+	"get_instance_diagnostics": {fault: true, err: unsupported("diagnostics")},
+	"host_power_action":        {err: unsupported("a host power action")},
+	"host_maintenance_mode":    {err: unsupported("host maintenance mode")},
+	"cache_images":             {err: unsupported("image pre-caching")},
+}
+
+func precheck(what string) func(rpc.Args) error {
+	return func(rpc.Args) error { return exception.MigrationPreCheck(what + " is not supported by the lxc driver") }
+}
+
+func noConsole(args rpc.Args) error {
+	var kind string
+	_ = args.Decode("console_type", &kind) // only for the text
+	return exception.ConsoleTypeUnavailable(kind)
+}
+
+func instanceError(make func(uuid string) error) func(rpc.Args) error {
+	return func(args rpc.Args) error {
+		var inst object.Instance
+		if err := args.Decode("instance", &inst); err != nil {
+			return err
+		}
+		return make(inst.UUID)
+	}
+}
+
+// refuse makes the handler of a refused method. With an instance in its arguments the
+// event, fault and task state are dealt with as for any failed operation.
+func (m *Manager) refuse(method string, r refusal) rpc.Handler {
+	refused := m.onInstance(operation{method: method, event: eventOf(method, r), fault: r.fault, revert: r.revert},
+		func(_ context.Context, _ *object.Instance, args rpc.Args) (any, error) { return nil, r.err(args) })
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		if _, ok := args["instance"]; !ok {
+			return nil, r.err(args)
+		}
+		return refused(ctx, args)
+	}
+}
+
+func eventOf(method string, r refusal) string {
+	if r.event {
+		return method
+	}
+	return ""
+}
+
+// baseMethods is the base API that every Nova service serves (nova/baserpc.py:BaseRPCAPI).
+func baseMethods() map[string]rpc.Handler {
+	return map[string]rpc.Handler{
+		"ping": func(_ context.Context, args rpc.Args) (any, error) {
+			return map[string]any{"service": "compute", "arg": args["arg"]}, nil
+		},
+		"get_backdoor_port": func(context.Context, rpc.Args) (any, error) { return nil, nil },
+	}
+}

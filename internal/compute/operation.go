@@ -1,0 +1,176 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// operation says what surrounds a method on one instance: the decorators of
+// nova/compute/manager.py (conductor.md section 6.1 lists them per method).
+type operation struct {
+	method string // RPC method, e.g. "stop_instance"
+	event  string // name of the action event without its prefix; empty: none
+	fault  bool   // record an instance fault on failure
+	revert bool   // reset task_state on failure
+	lock   bool   // serialise with other operations on the instance
+}
+
+// instanceFunc is the body of a method on one instance.
+type instanceFunc func(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error)
+
+// onInstance makes an RPC handler of a method body.
+func (m *Manager) onInstance(op operation, body instanceFunc) rpc.Handler {
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		inst := &object.Instance{}
+		if err := args.Decode("instance", inst); err != nil {
+			return nil, err
+		}
+		return m.perform(ctx, op, inst, args, body)
+	}
+}
+
+// perform runs a method body between the start and the end of its action event and
+// deals with its failure as nova-compute's decorators do.
+func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
+	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
+	if op.event != "" {
+		m.startEvent(ctx, inst.UUID, op.event)
+	}
+	result, err := m.locked(ctx, op, inst, args, body)
+	if err != nil {
+		err = m.settle(ctx, op, inst, err)
+	}
+	if op.event != "" {
+		m.finishEvent(ctx, inst.UUID, op.event, err)
+	}
+	return result, err
+}
+
+func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
+	if op.lock {
+		unlock, err := m.locks.Lock(ctx, inst.UUID)
+		if err != nil {
+			return nil, fmt.Errorf("wait for other operations on the instance: %w", err)
+		}
+		defer unlock()
+	}
+	return body(ctx, inst, args)
+}
+
+// settle reverts the task state and records the fault of a failed operation, and
+// gives the error its Nova class.
+func (m *Manager) settle(ctx context.Context, op operation, inst *object.Instance, err error) error {
+	err = novaError(inst, err)
+	log := reqctx.Log(ctx).WithError(err)
+	// The instance went away or belongs to another operation now: nothing of it is ours to change.
+	if exception.Is(err, "UnexpectedDeletingTaskStateError") || exception.Is(err, "UnexpectedTaskStateError") {
+		log.Info("operation ended because the instance's state changed meanwhile")
+		return err
+	}
+	if exception.Is(err, "InstanceNotFound") {
+		log.Info("operation ended because the instance is gone")
+		return err
+	}
+	if op.fault {
+		m.recordFault(ctx, inst, err)
+	}
+	if op.revert {
+		if saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": nil}); saveErr != nil {
+			log.WithField("save_error", saveErr).Warning("task state not reset")
+		}
+	}
+	m.Notify.Exception(ctx, op.method, inst, err)
+	return err
+}
+
+// startEvent opens the action event of an operation. An event that cannot be
+// opened does not stop the work: it is history, not state.
+func (m *Manager) startEvent(ctx context.Context, uuid, event string) {
+	if err := m.Conductor.StartEvent(ctx, uuid, "compute_"+event, m.opts.Host); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("action event not started")
+	}
+}
+
+// finishEvent closes the action event with the operation's outcome.
+func (m *Manager) finishEvent(ctx context.Context, uuid, event string, failure error) {
+	var value, trace *string
+	if failure != nil {
+		v, t := failure.Error(), traceback(failure)
+		value, trace = &v, &t
+	}
+	err := m.Conductor.FinishEvent(context.WithoutCancel(ctx), uuid, "compute_"+event, value, trace)
+	if err != nil && !exception.Is(err, "InstanceActionNotFound") && !exception.Is(err, "InstanceActionEventNotFound") {
+		reqctx.Log(ctx).WithError(err).Warning("action event not finished")
+	}
+}
+
+// maxFaultMessage is the width of instance_faults.message.
+const maxFaultMessage = 255
+
+// recordFault stores what `openstack server show` gives as the instance's fault
+// (nova/compute/utils.py:add_instance_fault_from_exc).
+func (m *Manager) recordFault(ctx context.Context, inst *object.Instance, failure error) {
+	message := failure.Error()
+	code := 500
+	var known *exception.Error
+	if errors.As(failure, &known) {
+		message, code = known.Message, known.Code
+	}
+	fault := &object.InstanceFault{InstanceUUID: inst.UUID, Code: code, Host: m.opts.Host, Message: clip(message, maxFaultMessage)}
+	if code == 500 {
+		fault.Details = traceback(failure)
+	}
+	if err := m.Conductor.CreateFault(context.WithoutCancel(ctx), fault); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("instance fault not stored")
+	}
+}
+
+// traceback gives the chain of an error in the place where Python puts a stack:
+// an operator reads it in the fault's details and in the event.
+func traceback(err error) string {
+	lines := make([]string, 0, 8)
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		lines = append(lines, fmt.Sprintf("%T: %s", e, e.Error()))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// clip cuts a text to n bytes at a rune's border.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	cut := n
+	for cut > 0 && s[cut]&0xC0 == 0x80 {
+		cut--
+	}
+	return s[:cut]
+}
+
+// protect runs fn and turns a panic into an error: a programmer's mistake in one
+// background operation must not end the agent under the other guests.
+func protect(fn func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return fn()
+}
+
+// withTimeout bounds a step; zero means that ctx alone bounds it.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
+}

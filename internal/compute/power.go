@@ -1,0 +1,312 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/notify"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// powerState asks the driver; an instance that this host does not have has none
+// (nova/compute/manager.py:_get_power_state).
+func (m *Manager) powerState(ctx context.Context, uuid string) (driver.PowerState, error) {
+	info, err := m.Driver.Info(ctx, uuid)
+	if errors.Is(err, driver.ErrNotFound) {
+		return driver.PowerStateNoState, nil
+	}
+	return info.PowerState, err
+}
+
+// isOff tells that a power state means "not running".
+func isOff(p driver.PowerState) bool {
+	return p == driver.PowerStateNoState || p == driver.PowerStateShutdown || p == driver.PowerStateCrashed
+}
+
+// stopInstance stops a guest: cleanly within the time-out, unless the caller wants it
+// at once (nova/compute/manager.py:stop_instance).
+func (m *Manager) stopInstance(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
+	clean := true
+	if _, ok := args["clean_shutdown"]; ok {
+		if err := args.Decode("clean_shutdown", &clean); err != nil {
+			return nil, err
+		}
+	}
+	return nil, m.stop(ctx, inst, clean)
+}
+
+func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) error {
+	before, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	expected := []string{object.TaskStatePoweringOff}
+	if isOff(before) {
+		// A guest that stopped by itself may have lost its task state to the periodic sync.
+		expected = append(expected, "")
+	}
+	m.notifyInstance(ctx, inst, "power_off", "start")
+	timeout := time.Duration(0)
+	if clean {
+		timeout = m.shutdownTimeout(inst)
+	}
+	if err := m.powerOff(ctx, inst.UUID, timeout); err != nil {
+		return err
+	}
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{
+		"power_state": int(now), "vm_state": object.VMStateStopped, "task_state": nil,
+	}, conductor.ExpectTask(expected...))
+	if err != nil {
+		return err
+	}
+	m.notifyInstance(ctx, inst, "power_off", "end")
+	return nil
+}
+
+// powerOff stops the guest and unmounts its root. The ports stay plugged: a stopped
+// server keeps its place in the network.
+func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Duration) error {
+	err := m.Driver.Stop(ctx, uuid, timeout, m.opts.ShutdownRetryInterval)
+	if err != nil && !errors.Is(err, driver.ErrNotFound) {
+		return err
+	}
+	return m.Roots.Unmount(ctx, uuid)
+}
+
+// startInstance starts a stopped guest (nova/compute/manager.py:start_instance).
+func (m *Manager) startInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
+	m.notifyInstance(ctx, inst, "power_on", "start")
+	info, err := m.refreshNetworkInfo(ctx, inst)
+	if err != nil {
+		return nil, networkError(inst, err)
+	}
+	if err := m.powerOn(ctx, inst, info); err != nil {
+		return nil, err
+	}
+	if err := m.saveRunning(ctx, inst, conductor.ExpectTask(object.TaskStatePoweringOn)); err != nil {
+		return nil, err
+	}
+	m.notifyInstance(ctx, inst, "power_on", "end")
+	return nil, nil
+}
+
+// saveRunning stores that an instance is active, with the power state that it has.
+func (m *Manager) saveRunning(ctx context.Context, inst *object.Instance, expect ...conductor.Expect) error {
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	return m.Conductor.SaveInstance(ctx, inst, map[string]any{
+		"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil,
+	}, expect...)
+}
+
+// powerOn plugs the ports, mounts the root and starts the guest; what is in place
+// already stays as it is. Every start comes through here, so a guest finds its network
+// again after a reboot of the host too.
+func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
+	rec, ok, err := m.record(inst.UUID)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return exception.InstanceNotFound(inst.UUID)
+	}
+	rec.VIFs = vifsOfInfo(inst.UUID, info)
+	if err := m.saveRecord(rec); err != nil {
+		return err
+	}
+	return m.runRecorded(ctx, rec)
+}
+
+// runRecorded starts a guest from its record alone.
+func (m *Manager) runRecorded(ctx context.Context, rec record) error {
+	nics := make([]driver.NIC, 0, len(rec.VIFs))
+	for i, v := range rec.VIFs {
+		link, err := m.Plugger.Plug(ctx, v)
+		if err != nil {
+			return fmt.Errorf("plug port %s: %w", v.PortID, err)
+		}
+		nics = append(nics, driver.NIC{PortID: v.PortID, Name: "eth" + strconv.Itoa(i), Link: link})
+	}
+	if _, err := m.Roots.Mount(ctx, rec.Root); err != nil {
+		return fmt.Errorf("mount root disk: %w", err)
+	}
+	return m.Driver.Start(ctx, rec.UUID, nics)
+}
+
+// reboot types of reboot_instance.
+const rebootSoft = "SOFT"
+
+// rebootInstance restarts a guest: a soft reboot asks it to halt and becomes hard when
+// it does not; a hard one kills it (nova/compute/manager.py:reboot_instance).
+func (m *Manager) rebootInstance(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
+	var kind string
+	if err := args.Decode("reboot_type", &kind); err != nil {
+		return nil, err
+	}
+	soft := kind == rebootSoft
+	pending, started := object.TaskStateRebootPendingHard, object.TaskStateRebootStartedHard
+	expected := []string{object.TaskStateRebootingHard, object.TaskStateRebootPendingHard, object.TaskStateRebootStartedHard}
+	if soft {
+		pending, started = object.TaskStateRebootPending, object.TaskStateRebootStarted
+		expected = []string{object.TaskStateRebooting, object.TaskStateRebootPending, object.TaskStateRebootStarted}
+	}
+	info, err := m.refreshNetworkInfo(ctx, inst)
+	if err != nil {
+		return nil, networkError(inst, err)
+	}
+	m.notifyInstance(ctx, inst, "reboot", "start")
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return nil, err
+	}
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"power_state": int(now), "task_state": pending}, conductor.ExpectTask(expected...))
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": started}, conductor.ExpectTask(pending)); err != nil {
+		return nil, err
+	}
+	if err := m.restart(ctx, inst, info, soft); err != nil {
+		return nil, m.rebootFailed(ctx, inst, err)
+	}
+	state := object.VMStateActive
+	if inst.VMState == object.VMStateRescued {
+		state = object.VMStateRescued
+	}
+	if now, err = m.powerState(ctx, inst.UUID); err != nil {
+		return nil, err
+	}
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"power_state": int(now), "vm_state": state, "task_state": nil})
+	if err != nil {
+		return nil, err
+	}
+	m.notifyInstance(ctx, inst, "reboot", "end")
+	return nil, nil
+}
+
+func (m *Manager) restart(ctx context.Context, inst *object.Instance, info object.NetworkInfo, soft bool) error {
+	if soft {
+		down, err := m.Driver.Shutdown(ctx, inst.UUID, m.opts.RebootTimeout)
+		if err != nil && !errors.Is(err, driver.ErrNotRunning) {
+			return err
+		}
+		if !down && err == nil {
+			reqctx.Log(ctx).WithField("timeout", m.opts.RebootTimeout).Warning("guest did not halt for a soft reboot; rebooting it hard")
+		}
+	}
+	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
+		return err
+	}
+	return m.powerOn(ctx, inst, info)
+}
+
+// rebootFailed keeps an instance active whose guest runs in spite of the failure, with
+// a fault; any other is in error.
+func (m *Manager) rebootFailed(ctx context.Context, inst *object.Instance, failure error) error {
+	failure = novaError(inst, failure)
+	now, err := m.powerState(ctx, inst.UUID)
+	if err == nil && now == driver.PowerStateRunning {
+		reqctx.Log(ctx).WithError(failure).Error("reboot failed, the guest runs")
+		m.recordFault(ctx, inst, failure)
+		m.Notify.Instance(ctx, notify.Event{Action: "reboot", Phase: "error", Instance: inst, Err: failure})
+		return m.Conductor.SaveInstance(ctx, inst, map[string]any{
+			"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil,
+		})
+	}
+	if saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError}); saveErr != nil {
+		return errors.Join(failure, saveErr)
+	}
+	return failure
+}
+
+// pauseInstance freezes a guest (nova/compute/manager.py:pause_instance).
+func (m *Manager) pauseInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
+	m.notifyInstance(ctx, inst, "pause", "start")
+	if err := m.Driver.Pause(ctx, inst.UUID); err != nil {
+		return nil, err
+	}
+	return nil, m.savePower(ctx, inst, object.VMStatePaused, object.TaskStatePausing, "pause")
+}
+
+// unpauseInstance lets a frozen guest go on (nova/compute/manager.py:unpause_instance).
+func (m *Manager) unpauseInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
+	m.notifyInstance(ctx, inst, "unpause", "start")
+	if err := m.Driver.Unpause(ctx, inst.UUID); err != nil {
+		return nil, err
+	}
+	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateUnpausing, "unpause")
+}
+
+// softDeleteInstance stops a guest that may still be restored (nova/compute/manager.py:soft_delete_instance).
+func (m *Manager) softDeleteInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
+	m.notifyInstance(ctx, inst, "soft_delete", "start")
+	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
+		return nil, err
+	}
+	return nil, m.savePower(ctx, inst, object.VMStateSoftDelete, object.TaskStateSoftDeleting, "soft_delete")
+}
+
+// restoreInstance starts a soft-deleted guest again (nova/compute/manager.py:restore_instance).
+func (m *Manager) restoreInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
+	m.notifyInstance(ctx, inst, "restore", "start")
+	info, err := m.refreshNetworkInfo(ctx, inst)
+	if err != nil {
+		return nil, networkError(inst, err)
+	}
+	if err := m.powerOn(ctx, inst, info); err != nil {
+		return nil, err
+	}
+	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateRestoring, "restore")
+}
+
+// savePower ends a power operation: its new state, if the task state is still ours, and its notification.
+func (m *Manager) savePower(ctx context.Context, inst *object.Instance, vmState, task, action string) error {
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{
+		"power_state": int(now), "vm_state": vmState, "task_state": nil,
+	}, conductor.ExpectTask(task))
+	if err != nil {
+		return err
+	}
+	m.notifyInstance(ctx, inst, action, "end")
+	return nil
+}
+
+// notifyInstance tells of an operation's phase. The payload needs the flavor and the
+// addresses, which requests often lack: they are loaded only if somebody listens.
+func (m *Manager) notifyInstance(ctx context.Context, inst *object.Instance, action, phase string) {
+	if !m.Notify.Enabled() {
+		return
+	}
+	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("notification not sent: instance not loaded")
+		return
+	}
+	m.Notify.Instance(ctx, notify.Event{Action: action, Phase: phase, Instance: inst})
+}
+
+// shutdownTimeout is how long a clean stop may take: the image's os_shutdown_timeout,
+// else [DEFAULT] shutdown_timeout (nova/compute/manager.py:_get_power_off_values).
+func (m *Manager) shutdownTimeout(inst *object.Instance) time.Duration {
+	if seconds, err := strconv.Atoi(inst.System("image_os_shutdown_timeout")); err == nil && seconds >= 0 {
+		return time.Duration(seconds) * time.Second
+	}
+	return m.opts.ShutdownTimeout
+}

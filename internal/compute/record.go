@@ -1,0 +1,100 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
+)
+
+// recordBucket holds a record per instance UUID.
+const recordBucket = "instances"
+
+// record is what this host has been changed to for one instance, written before
+// each change: enough to start the instance without the control plane, and to
+// remove every trace of it.
+type record struct {
+	UUID    string       `json:"uuid"`
+	Name    string       `json:"name"`
+	ImageID string       `json:"image_id"`
+	Root    storage.Root `json:"root"`
+	VIFs    []vif.VIF    `json:"vifs"`
+	Created time.Time    `json:"created"`
+}
+
+// record reads an instance's record; false: this host knows nothing of it.
+func (m *Manager) record(uuid string) (record, bool, error) {
+	return state.Get[record](m.DB, recordBucket, uuid)
+}
+
+func listRecords(db *state.DB) (map[string]record, error) {
+	return state.List[record](db, recordBucket)
+}
+
+func (m *Manager) saveRecord(r record) error {
+	return state.Put(m.DB, recordBucket, r.UUID, r)
+}
+
+// releaseImage ends an instance's use of its image; an image that is gone is not used.
+func (m *Manager) releaseImage(imageID, uuid string) error {
+	if imageID == "" {
+		return nil
+	}
+	err := m.Images.Release(imageID, uuid)
+	if errors.Is(err, imagesync.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// removeFromHost takes back all that was done on this host for an instance:
+// guest, links, root disk, image reference, id range, record. It needs no more
+// than the record, works on any part of it, and may be repeated. extra are VIFs
+// that the record may not have, from the info cache of an instance built elsewhere.
+func (m *Manager) removeFromHost(ctx context.Context, uuid string, extra []vif.VIF) error {
+	r, _, err := m.record(uuid)
+	if err != nil {
+		return err
+	}
+	if err := m.Driver.Destroy(ctx, uuid); err != nil {
+		// Everything else is still in use by what could not be stopped.
+		return fmt.Errorf("destroy guest: %w", err)
+	}
+	var errs []error
+	step := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	known := map[string]bool{}
+	for _, v := range append(r.VIFs, extra...) {
+		if !known[v.PortID] {
+			known[v.PortID] = true
+			err := m.Plugger.Unplug(ctx, v)
+			if errors.Is(err, vif.ErrUnsupported) || errors.Is(err, vif.ErrNotBound) {
+				err = nil // it was never plugged
+			}
+			step("unplug port "+v.PortID, err)
+		}
+	}
+	step("delete root disk", m.Roots.Delete(ctx, uuid))
+	step("release image", m.releaseImage(r.ImageID, uuid))
+	if len(errs) == 0 {
+		// Ids may be given to others only when no file of theirs is left.
+		step("release id range", m.DB.ReleaseRange(uuid))
+	}
+	if len(errs) == 0 {
+		step("delete record", state.Delete(m.DB, recordBucket, uuid))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	reqctx.Log(ctx).Debug("instance removed from the host")
+	return nil
+}

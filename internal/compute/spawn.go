@@ -1,0 +1,285 @@
+package compute
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/notify"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/stopwatch"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
+)
+
+// spawn is the host's side of one build: the network and the root disk, prepared
+// side by side, and the start of the guest on top of them.
+type spawn struct {
+	m    *Manager
+	r    *buildRequest
+	inst *object.Instance
+
+	mu       sync.Mutex // guards rec, links and expected
+	rec      record
+	links    map[string]vif.Link // by port id
+	expected []*expectation
+
+	alloc *neutron.Allocation // nil: no network asked for
+	info  object.NetworkInfo
+}
+
+func newSpawn(m *Manager, r *buildRequest) *spawn {
+	return &spawn{
+		m: m, r: r, inst: r.Instance, links: map[string]vif.Link{},
+		rec: record{UUID: r.Instance.UUID, Name: notify.InstanceName(m.opts.InstanceNameTemplate, r.Instance), ImageID: r.Image.ID, Created: time.Now().UTC()},
+	}
+}
+
+// prepareNetwork allocates the ports and plugs each as soon as it is bound, so that
+// Neutron's agent wires it while the rest is still under way. It returns when the
+// info cache is stored and the ports are up, or need not be waited for.
+func (s *spawn) prepareNetwork(ctx context.Context) error {
+	if !requestsNetwork(s.r.RequestedNetworks) {
+		return nil
+	}
+	req := s.m.allocateRequest(s.inst, s.r)
+	req.AttachExternal = reqctx.From(ctx).IsAdmin
+	req.OnBound = s.plug
+	alloc, err := s.m.Neutron.AllocateForInstance(ctx, req)
+	if err != nil {
+		return s.networkFailure(err)
+	}
+	s.alloc = alloc
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.awaitPlugged(gctx) })
+	g.Go(func() error { return s.storeNetworkInfo(gctx) })
+	return g.Wait()
+}
+
+// networkFailure is what a failed allocation does to a build: nova-compute aborts
+// it, for another host could do no better; a port that this host cannot plug is
+// the exception (nova/compute/manager.py:_build_resources).
+func (s *spawn) networkFailure(err error) error {
+	err = networkError(s.inst, err)
+	if exception.Is(err, "VirtualInterfacePlugException") || exception.Is(err, "VirtualInterfaceCreateException") {
+		return err
+	}
+	return abortBecause(s.inst.UUID, err)
+}
+
+// plug wires one port that was just bound. The wait for its event begins before the
+// device exists, for the event may come at any time after.
+func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
+	v := s.m.vifOfPort(s.inst.UUID, &p)
+	if p.VNICType != "" && p.VNICType != "normal" {
+		return fmt.Errorf("%w: vnic_type %s", vif.ErrUnsupported, p.VNICType)
+	}
+	s.mu.Lock()
+	if !p.Active() && s.m.opts.VIFPluggingTimeout > 0 {
+		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, p.ID))
+	}
+	s.rec.VIFs = append(s.rec.VIFs, v)
+	err := s.m.saveRecord(s.rec)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	link, err := s.m.Plugger.Plug(ctx, v)
+	if err != nil {
+		return fmt.Errorf("plug port %s: %w", p.ID, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links[p.ID] = link
+	return nil
+}
+
+// awaitPlugged waits until Neutron has wired every port, as vif_plugging_timeout and
+// vif_plugging_is_fatal say (nova/virt/libvirt/driver.py:_create_guest_with_network).
+func (s *spawn) awaitPlugged(ctx context.Context) error {
+	s.mu.Lock()
+	expected := s.expected
+	s.mu.Unlock()
+	if len(expected) == 0 {
+		return nil
+	}
+	defer stopwatch.Wait(ctx, stopwatch.Plug)()
+	deadline, cancel := context.WithTimeout(ctx, s.m.opts.VIFPluggingTimeout)
+	defer cancel()
+	for _, e := range expected {
+		status, err := e.wait(deadline)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil && status != eventFailed {
+			continue
+		}
+		what := "port " + e.key.tag + " was not reported up within vif_plugging_timeout (" + s.m.opts.VIFPluggingTimeout.String() + ")"
+		if err == nil {
+			what = "neutron failed to wire port " + e.key.tag
+		}
+		if s.m.opts.VIFPluggingIsFatal {
+			return exception.VirtualInterfaceCreate().WithMessage("Virtual Interface creation failed: " + what)
+		}
+		reqctx.Log(ctx).WithField("port_id", e.key.tag).Warning(what + "; going on because vif_plugging_is_fatal is false")
+	}
+	return nil
+}
+
+// storeNetworkInfo records the ports with the control plane: a VirtualInterface row
+// each, in the order of the guest's interfaces, and the info cache.
+func (s *spawn) storeNetworkInfo(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for i := range s.alloc.Ports {
+			p := &s.alloc.Ports[i]
+			if err := s.m.Conductor.CreateVIF(gctx, p.ID, p.MACAddress, s.inst.UUID, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		vifs, err := s.m.Neutron.NetworkInfo(gctx, neutron.InfoRequest{
+			InstanceUUID: s.inst.UUID, ProjectID: s.inst.ProjectID, Allocation: s.alloc,
+		})
+		if err != nil {
+			return s.networkFailure(err)
+		}
+		info, err := s.m.networkInfo(vifs)
+		if err != nil {
+			return err
+		}
+		s.info = info // the instance itself is read by others now: finishBuild gives it the list
+		return s.m.Conductor.SaveInfoCache(gctx, s.inst.UUID, info)
+	})
+	return g.Wait()
+}
+
+// prepareRoot brings the image into the store, makes the root disk and the
+// container's configuration.
+func (s *spawn) prepareRoot(ctx context.Context) error {
+	limits, err := s.m.limits(ctx, s.inst)
+	if err != nil {
+		return err
+	}
+	if err := s.m.checkImage(s.inst, &s.r.Image); err != nil {
+		return err
+	}
+	image, err := s.m.syncImage(ctx, s.inst, &s.r.Image)
+	if err != nil {
+		return err
+	}
+	ids, err := s.m.DB.AllocateRange(s.inst.UUID, s.m.opts.IDPool, s.m.opts.IDsPerInstance)
+	if err != nil {
+		return fmt.Errorf("%w: %w", driver.ErrNoResources, err)
+	}
+	root := storage.Root{InstanceID: s.inst.UUID, ImagePath: image.Path, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested}
+	s.mu.Lock()
+	s.rec.Root = root
+	err = s.m.saveRecord(s.rec)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := s.m.Roots.Create(ctx, root); err != nil {
+		return fmt.Errorf("create root disk: %w", err)
+	}
+	rootfs, err := s.m.Roots.Mount(ctx, root)
+	if err != nil {
+		return fmt.Errorf("mount root disk: %w", err)
+	}
+	spec := driver.Spec{
+		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Architecture,
+		Limits: limits, IDs: ids, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
+		// ds-identify of cloud-init recognises the platform by this word.
+		Env: map[string]string{"product_name": "OpenStack Nova"},
+	}
+	return s.m.Driver.Create(ctx, spec, rootfs)
+}
+
+// start runs the guest with its ports in request order.
+func (s *spawn) start(ctx context.Context) error {
+	var nics []driver.NIC
+	if s.alloc != nil {
+		for i := range s.alloc.Ports {
+			id := s.alloc.Ports[i].ID
+			nics = append(nics, driver.NIC{PortID: id, Name: "eth" + strconv.Itoa(i), Link: s.links[id]})
+		}
+	}
+	return s.m.Driver.Start(ctx, s.inst.UUID, nics)
+}
+
+// abandon leaves the host as it was before the build.
+func (s *spawn) abandon(ctx context.Context) {
+	for _, e := range s.expected {
+		e.cancel()
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := s.m.removeFromHost(ctx, s.inst.UUID, nil); err != nil {
+		reqctx.Log(ctx).WithError(err).Error("failed build not removed from the host; the next start of the agent tries again")
+	}
+}
+
+// removeTimeout bounds the removal of one instance from the host: a stuck process
+// may hold its guest for long, and the record survives for another try.
+const removeTimeout = 2 * time.Minute
+
+// limits translates the instance's flavor.
+func (m *Manager) limits(ctx context.Context, inst *object.Instance) (flavor.Limits, error) {
+	f := inst.Flavor
+	limits, warnings, err := flavor.FromSpecs(flavor.Flavor{
+		Name: f.Name, VCPUs: f.VCPUs, MemoryMB: f.MemoryMB, RootGB: f.RootGB,
+		EphemeralGB: f.EphemeralGB, SwapMB: f.Swap, ExtraSpecs: f.ExtraSpecs,
+	}, m.opts.FlavorPolicy)
+	if err != nil {
+		return limits, abortBecause(inst.UUID, err)
+	}
+	for _, w := range warnings {
+		reqctx.Log(ctx).WithField("flavor", f.Name).Warning(w.String())
+	}
+	return limits, nil
+}
+
+// checkImage applies the limits that an image sets to flavors (nova/compute/api.py does so
+// too, but a rebuild or a stale request may come with others).
+func (m *Manager) checkImage(inst *object.Instance, image *object.Image) error {
+	if image.ID == "" {
+		return exception.BuildAbort(inst.UUID, "boot from volume is not supported by the lxc driver")
+	}
+	if image.MinRAM > inst.Flavor.MemoryMB {
+		return exception.FlavorMemoryTooSmall()
+	}
+	if inst.Flavor.RootGB > 0 && image.MinDisk > inst.Flavor.RootGB {
+		return exception.FlavorDiskTooSmall()
+	}
+	return nil
+}
+
+// syncImage brings the image into the local store and marks it as used by the instance.
+func (m *Manager) syncImage(ctx context.Context, inst *object.Instance, image *object.Image) (imagesync.Image, error) {
+	req := imagesync.Request{
+		ID: image.ID, Size: -1, HashAlgo: image.OSHashAlgo, HashValue: image.OSHashValue, Checksum: image.Checksum,
+		DiskFormat: image.DiskFormat, ContainerFormat: image.ContainerFormat, Arch: image.Property("hw_architecture"),
+		HostArch: m.opts.HostArch, Source: glanceSource{m.Glance, image.ID},
+	}
+	if image.Size != nil {
+		req.Size = *image.Size
+	}
+	synced, err := m.Images.Sync(ctx, req)
+	if err != nil {
+		return synced, imageError(image.ID, err)
+	}
+	return synced, m.Images.Acquire(image.ID, inst.UUID)
+}
