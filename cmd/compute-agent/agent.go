@@ -1,0 +1,428 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/compute-agent/compute-agent/config"
+	"github.com/compute-agent/compute-agent/driver/lxc"
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
+	"github.com/compute-agent/compute-agent/internal/metrics"
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
+	"github.com/compute-agent/compute-agent/internal/nova/notify"
+	"github.com/compute-agent/compute-agent/internal/nova/release"
+	"github.com/compute-agent/compute-agent/internal/openstack"
+	"github.com/compute-agent/compute-agent/internal/openstack/glance"
+	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
+	"github.com/compute-agent/compute-agent/internal/openstack/placement"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/resource"
+	"github.com/compute-agent/compute-agent/internal/state"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/dir"
+	"github.com/compute-agent/compute-agent/internal/storage/overlay"
+	"github.com/compute-agent/compute-agent/rpc"
+	"github.com/compute-agent/compute-agent/rpc/rabbit"
+	"github.com/compute-agent/compute-agent/vif"
+	"github.com/compute-agent/compute-agent/vif/bridge"
+	"github.com/compute-agent/compute-agent/vif/link"
+	"github.com/compute-agent/compute-agent/vif/ovs"
+)
+
+// retryStart is the wait before another try of a start that the control plane did not let
+// succeed: short enough that a node is up soon after its control plane is.
+const retryStart = 5 * time.Second
+
+// host is what the agent has on this node, whatever the control plane does.
+type host struct {
+	info    hostinfo.Info
+	db      *state.DB
+	driver  *lxc.Driver
+	roots   storage.Backend
+	images  *imagesync.Store
+	plugger vif.Plugger
+	closers []func()
+}
+
+func (h *host) close() {
+	for i := len(h.closers) - 1; i >= 0; i-- {
+		h.closers[i]()
+	}
+}
+
+// runAgent is the service, until ctx ends.
+func runAgent(ctx context.Context, sources config.Sources) error {
+	c, report, err := config.Load(sources)
+	if err != nil {
+		return err
+	}
+	closeLog, err := setUpLogging(c)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	log := reqctx.Log(ctx)
+	for _, w := range report.Warnings() {
+		log.Warning(w.String())
+	}
+	// Thousands of nodes run this beside their guests: memory is theirs.
+	debug.SetGCPercent(50)
+
+	h, err := openHost(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	log.WithFields(logrus.Fields{"version": version, "host": c.Default.Host}).Info("compute-agent starts")
+	err = serve(ctx, c, sources, h)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		log.Info("compute-agent stopped; the guests go on")
+		return nil
+	}
+	return err
+}
+
+// openHost opens what is on this node and refuses a host where guests could not run safely.
+func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
+	h = &host{}
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
+	if h.info, err = hostinfo.Read(ctx); err != nil {
+		return h, err
+	}
+	pool, err := idPool(c)
+	if err != nil {
+		return h, err
+	}
+	options := driverOptions(c)
+	options.IDPool = pool
+	if h.driver, err = lxc.New(options); err != nil {
+		return h, err
+	}
+	if err := checkHost(ctx, h.driver); err != nil {
+		return h, err
+	}
+	if h.db, err = state.Open(filepath.Join(c.LXC.StateDir, "agent.db")); err != nil {
+		return h, err
+	}
+	h.closers = append(h.closers, func() { _ = h.db.Close() })
+	if h.roots, err = openRoots(c); err != nil {
+		return h, err
+	}
+	if h.images, err = imagesync.Open(imageOptions(c)); err != nil {
+		return h, err
+	}
+	h.closers = append(h.closers, func() { _ = h.images.Close() })
+	netlink, err := link.Open()
+	if err != nil {
+		return h, err
+	}
+	h.closers = append(h.closers, netlink.Close)
+	switches := ovs.New(netlink, ovs.Options{
+		Endpoints: ovs.Endpoints(c.OSVIFOVS.OVSDBConnection), Bridge: c.Neutron.OVSBridge, Timeout: c.OSVIFOVS.OVSVsctlTimeout,
+		MTU: c.OSVIFOVS.NetworkDeviceMTU, QoSType: c.OSVIFOVS.DefaultQoSType, Isolate: c.OSVIFOVS.IsolateVIF,
+	})
+	h.closers = append(h.closers, switches.Close)
+	h.plugger = vif.NewSet(map[vif.Kind]vif.Plugger{
+		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
+	})
+	return h, nil
+}
+
+func openRoots(c *config.Config) (storage.Backend, error) {
+	if c.LXC.StorageBackend == "dir" {
+		return dir.New(c.LXC.InstancesDir)
+	}
+	return overlay.New(c.LXC.InstancesDir)
+}
+
+// checkHost logs what is wrong with the host and refuses to run where that is fatal.
+func checkHost(ctx context.Context, d *lxc.Driver) error {
+	var fatal []error
+	for _, p := range d.Check(ctx) {
+		if p.Fatal {
+			fatal = append(fatal, fmt.Errorf("%s: %s", p.What, p.Remedy))
+			continue
+		}
+		reqctx.Log(ctx).WithField("remedy", p.Remedy).Warning(p.What)
+	}
+	return errors.Join(fatal...)
+}
+
+// serve connects to the control plane and carries out what it asks until ctx ends.
+func serve(ctx context.Context, c *config.Config, sources config.Sources, h *host) error {
+	options, err := rabbitOptions(c, c.Default.TransportURL)
+	if err != nil {
+		return err
+	}
+	bus, err := rabbit.New(options)
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	client := rpc.NewClient(bus, rpc.ClientOptions{Exchange: c.Default.ControlExchange, Timeout: c.Default.RPCResponseTimeout})
+	defer client.Close()
+	notifier, closeNotifier, err := newNotifier(c, bus)
+	if err != nil {
+		return err
+	}
+	defer closeNotifier()
+
+	var s *session
+	err = retry(ctx, "the control plane does not let the agent start; trying again", func() error {
+		var err error
+		s, err = connect(ctx, c, sources, h, client, notifier)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, c, bus)
+}
+
+// retry runs step until it succeeds, ctx ends, or the failure is one that waiting does not mend.
+func retry(ctx context.Context, message string, step func() error) error {
+	for {
+		err := step()
+		var permanent *permanentError
+		if err == nil || ctx.Err() != nil || errors.As(err, &permanent) {
+			return err
+		}
+		reqctx.Log(ctx).WithError(err).Error(message)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryStart):
+		}
+	}
+}
+
+// permanentError is a failure to start that only the operator can mend.
+type permanentError struct{ error }
+
+// Unwrap gives the failure itself.
+func (e *permanentError) Unwrap() error { return e.error }
+
+func newNotifier(c *config.Config, bus *rabbit.Transport) (*rpc.Notifier, func(), error) {
+	m := &c.MessagingNotifications
+	transport, closeTransport := bus, func() {}
+	if m.TransportURL.Reveal() != "" {
+		options, err := rabbitOptions(c, m.TransportURL)
+		if err != nil {
+			return nil, nil, err
+		}
+		if transport, err = rabbit.New(options); err != nil {
+			return nil, nil, err
+		}
+		closeTransport = transport.Close
+	}
+	n, err := rpc.NewNotifier(transport, rpc.NotifierOptions{
+		Exchange: c.Default.ControlExchange, Drivers: m.Driver, Topics: m.Topics, Retry: m.Retry,
+	})
+	if err != nil {
+		closeTransport()
+		return nil, nil, err
+	}
+	return n, func() { n.Close(); closeTransport() }, nil
+}
+
+// session is the agent once it has its place in the control plane.
+type session struct {
+	release release.Release
+	service *compute.Service
+	manager *compute.Manager
+	roots   storage.Backend
+}
+
+// connect takes the agent's place: service record, compute node, provider, and what an
+// earlier stop left undone. It may be repeated.
+func connect(ctx context.Context, c *config.Config, sources config.Sources, h *host, client *rpc.Client, notifier *rpc.Notifier) (*session, error) {
+	started := time.Now()
+	ctx = reqctx.With(ctx, reqctx.Admin())
+	api := conductor.New(client, release.Oldest())
+	if err := api.WaitReady(ctx); err != nil {
+		return nil, fmt.Errorf("wait for the conductor on the message bus ([DEFAULT] transport_url): %w", err)
+	}
+	r, err := controlPlaneRelease(ctx, c, api)
+	if err != nil {
+		return nil, err
+	}
+	api = api.WithRelease(r)
+	service := compute.NewService(api, c.Default.Host, r.ServiceVersion, c.Default.ReportInterval)
+	if err := service.Register(ctx); err != nil {
+		return nil, err
+	}
+	clients := newClients(c)
+	kind, kindVersion := h.driver.Version()
+	tracker := resource.New(trackerOptions(c, sources, r, kind, kindVersion), resource.Deps{
+		Release: r, Conductor: api, Placement: clients.placement, HostInfo: hostinfo.Read, Disk: h.roots.Usage,
+	})
+	if err := tracker.Start(ctx, service.Record().ID); err != nil {
+		if errors.Is(err, resource.ErrIdentity) {
+			return nil, &permanentError{err}
+		}
+		return nil, err
+	}
+	if err := service.Beat(ctx); err != nil {
+		return nil, fmt.Errorf("report the service: %w", err)
+	}
+	pool, err := idPool(c)
+	if err != nil {
+		return nil, err
+	}
+	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
+		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance,
+		Driver: h.driver, Roots: h.roots, Images: h.images, Plugger: h.plugger, DB: h.db,
+		Notify: notify.New(notifier, notifyOptions(c, r, api)),
+	})
+	if err := manager.InitHost(ctx); err != nil {
+		return nil, err
+	}
+	reqctx.Log(ctx).WithFields(logrus.Fields{"release": r.Name, "elapsed_ms": time.Since(started).Milliseconds()}).Info("registered with the control plane")
+	return &session{release: r, service: service, manager: manager, roots: h.roots}, nil
+}
+
+// controlPlaneRelease is the operator's [lxc] release, or what the control plane says it is.
+func controlPlaneRelease(ctx context.Context, c *config.Config, api *conductor.Client) (release.Release, error) {
+	if c.LXC.Release != "auto" {
+		return release.ByName(c.LXC.Release)
+	}
+	return api.DetectRelease(ctx)
+}
+
+func notifyOptions(c *config.Config, r release.Release, api *conductor.Client) notify.Options {
+	n := &c.Notifications
+	o := notify.Options{
+		Host: c.Default.Host, Format: n.NotificationFormat, VersionedTopics: n.VersionedNotificationsTopics,
+		Release: r, NameTemplate: c.Default.InstanceNameTemplate,
+	}
+	if len(c.Glance.APIServers) > 0 {
+		o.GlanceEndpoint = c.Glance.APIServers[0]
+	}
+	if n.BDMsInNotifications {
+		o.BDMs = api.BDMs
+	}
+	return o
+}
+
+// clients are the services' HTTP clients; none connects before it is used.
+type clients struct {
+	placement *placement.Client
+	neutron   *neutron.Client
+	glance    *glance.Client
+}
+
+func newClients(c *config.Config) clients {
+	pool := &openstack.Pool{UserAgent: "compute-agent/" + version}
+	var serviceUser *openstack.Session
+	if c.ServiceUser.SendServiceUserToken {
+		serviceUser = pool.Session(authOptions("service_user", &c.ServiceUser.Auth))
+	}
+	service := func(section string, a *config.Auth, apiVersion string, own bool) *openstack.Service {
+		var session *openstack.Session
+		if own {
+			session = pool.Session(authOptions(section, a))
+		}
+		return pool.Service(serviceOptions(section, a, apiVersion, session, serviceUser))
+	}
+	return clients{
+		placement: placement.New(service("placement", &c.Placement.Auth, "", true)),
+		neutron: neutron.New(neutron.Options{
+			Service: service("neutron", &c.Neutron.Auth, "v2.0", true), OVSBridge: c.Neutron.OVSBridge,
+			ExtensionSyncInterval: c.Neutron.ExtensionSyncInterval,
+		}),
+		glance: glance.New(glance.Options{
+			Service: service("glance", &c.Glance.Auth, "v2", false), APIServers: c.Glance.APIServers, NumRetries: c.Glance.NumRetries,
+		}),
+	}
+}
+
+// run serves until ctx ends. Leaving has two steps: first no new message is taken, then what
+// runs is finished; what does not finish in time is in the journal for the next start.
+func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transport) error {
+	g, gctx := errgroup.WithContext(ctx)
+	endpoints := s.manager.Endpoints()
+	servers := make([]*rpc.Server, 0, len(s.release.Topics))
+	for _, topic := range s.release.Topics {
+		server := rpc.NewServer(bus, rpc.ServerOptions{
+			Exchange: c.Default.ControlExchange, Topic: topic, Host: c.Default.Host,
+			Workers: c.Default.ExecutorThreadPoolSize, ShutdownTimeout: c.Default.GracefulShutdownTimeout,
+		}, endpoints...)
+		servers = append(servers, server)
+		g.Go(func() error { return server.Run(gctx) })
+	}
+	g.Go(func() error { return s.service.Report(gctx) })
+	g.Go(func() error { return s.manager.WatchGuests(gctx) })
+	if c.Default.PeriodicEnable {
+		g.Go(func() error { return s.manager.RunPeriodicTasks(gctx) })
+	}
+	if runner, ok := s.roots.(storage.Runner); ok {
+		g.Go(func() error { return runner.Run(gctx) })
+	}
+	if c.LXC.MetricsListen != "" {
+		g.Go(func() error { return serveMetrics(gctx, c.LXC.MetricsListen) })
+	}
+	g.Go(func() error { return announce(gctx, servers) })
+	err := g.Wait()
+
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(c.Default.GracefulShutdownTimeout, time.Second))
+	defer cancel()
+	if drainErr := s.manager.Drain(drain); drainErr != nil {
+		reqctx.Log(ctx).Warning("operations still run at the end of graceful_shutdown_timeout; builds go on at the next start")
+	}
+	return err
+}
+
+// serveMetrics listens on [lxc] metrics_listen.
+func serveMetrics(ctx context.Context, address string) error {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen for metrics ([lxc] metrics_listen): %w", err)
+	}
+	return metrics.Serve(ctx, listener, metrics.Handler(metrics.NewRegistry(version)))
+}
+
+// announce tells systemd and the log that the agent serves, and systemd's watchdog that it lives.
+func announce(ctx context.Context, servers []*rpc.Server) error {
+	for _, server := range servers {
+		select {
+		case <-server.Ready():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	reqctx.Log(ctx).Info("serving")
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("systemd not notified")
+	}
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) // the next beat tells again
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/compute-agent/compute-agent/config"
+	"github.com/compute-agent/compute-agent/driver/lxc"
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
+	"github.com/compute-agent/compute-agent/internal/nova/release"
+	"github.com/compute-agent/compute-agent/internal/openstack"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/resource"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/rpc/rabbit"
+)
+
+// This file turns the configuration into the options of each package, which know nothing of it.
+
+func rabbitOptions(c *config.Config, url config.Secret) (rabbit.Options, error) {
+	r := &c.RabbitMQ
+	o := rabbit.Defaults()
+	o.FailoverStrategy, o.LoginMethod = r.KombuFailoverStrategy, r.RabbitLoginMethod
+	o.TLS = rabbit.TLS{
+		Enabled: r.SSL, Version: r.SSLVersion, CAFile: r.SSLCAFile, CertFile: r.SSLCertFile, KeyFile: r.SSLKeyFile,
+		VerifyHostname: r.SSLEnforceHostnameVerification,
+	}
+	o.Heartbeat = r.HeartbeatTimeoutThreshold
+	o.RetryInterval, o.RetryBackoff, o.IntervalMax = r.RabbitRetryInterval, r.RabbitRetryBackoff, r.RabbitIntervalMax
+	o.ReconnectDelay, o.ReconnectSplay = r.KombuReconnectDelay, r.KombuReconnectSplay
+	o.Compression, o.Prefetch, o.DirectMandatory = r.KombuCompression, r.RabbitQoSPrefetchCount, r.DirectMandatoryFlag
+	o.Durable, o.AutoDelete, o.HAQueues = r.AMQPDurableQueues, r.AMQPAutoDelete, r.RabbitHAQueues
+	o.QuorumQueue, o.TransientQuorumQueue = r.RabbitQuorumQueue, r.RabbitTransientQuorumQueue
+	o.QuorumDeliveryLimit, o.QuorumMaxMemoryLength, o.QuorumMaxMemoryBytes = r.RabbitQuorumDeliveryLimit, r.RabbitQuorumMaxMemoryLength, r.RabbitQuorumMaxMemoryBytes
+	o.StreamFanout, o.CancelOnFailover, o.TransientTTL = r.RabbitStreamFanout, r.EnableCancelOnFailover, r.RabbitTransientQueuesTTL
+	return o.WithURL(url.Reveal())
+}
+
+func driverOptions(c *config.Config) lxc.Options {
+	return lxc.Options{
+		StateDir: c.LXC.StateDir, LogDir: c.LXC.ConsoleDir, ConsoleSize: c.LXC.ConsoleLogSize,
+		AppArmor: c.LXC.AppArmor, SeccompProfile: c.LXC.SeccompProfile, LXCFS: c.LXC.LXCFS,
+		AllowPrivileged: c.LXC.AllowPrivileged,
+	}
+}
+
+func imageOptions(c *config.Config) imagesync.Options {
+	return imagesync.Options{
+		Dir: c.LXC.ImageDir, MaxUnpackedBytes: int64(c.LXC.MaxImageSizeGB) << 30, MaxEntries: c.LXC.MaxImageEntries,
+		Timeout: c.LXC.ImageUnpackTimeout, Retries: 1 + c.Glance.NumRetries, Parallel: c.LXC.ImageDownloadConcurrency,
+	}
+}
+
+// authOptions are the credentials of a section.
+func authOptions(section string, a *config.Auth) openstack.AuthOptions {
+	return openstack.AuthOptions{
+		Section: section, Type: a.Type, URL: a.URL, Username: a.Username, UserID: a.UserID,
+		Password: reqctx.Secret(a.Password.Reveal()), UserDomainName: a.UserDomainName, UserDomainID: a.UserDomainID,
+		DefaultDomainName: a.DefaultDomainName, DefaultDomainID: a.DefaultDomainID,
+		ProjectName: a.ProjectName, ProjectID: a.ProjectID, ProjectDomainName: a.ProjectDomainName, ProjectDomainID: a.ProjectDomainID,
+		DomainName: a.DomainName, DomainID: a.DomainID, SystemScope: a.SystemScope, TrustID: a.TrustID,
+		ApplicationCredentialID: a.ApplicationCredentialID, ApplicationCredentialName: a.ApplicationCredentialName,
+		ApplicationCredentialSecret: reqctx.Secret(a.ApplicationCredentialSecret.Reveal()), Token: reqctx.Secret(a.Token.Reveal()),
+		TLS: tlsOptions(a), Timeout: a.Timeout, ConnectRetries: a.ConnectRetries,
+	}
+}
+
+func tlsOptions(a *config.Auth) openstack.TLSOptions {
+	return openstack.TLSOptions{CAFile: a.CAFile, CertFile: a.CertFile, KeyFile: a.KeyFile, Insecure: a.Insecure}
+}
+
+// serviceOptions are the endpoint of a section's service, of a type and API version.
+func serviceOptions(section string, a *config.Auth, apiVersion string, session, serviceUser *openstack.Session) openstack.ServiceOptions {
+	return openstack.ServiceOptions{
+		Section: section, Session: session, ServiceUser: serviceUser, Types: []string{a.ServiceType}, Name: a.ServiceName, Version: apiVersion,
+		Interfaces: a.ValidInterfaces, Region: a.RegionName, EndpointOverride: a.EndpointOverride, TLS: tlsOptions(a), Timeout: a.Timeout,
+		ConnectRetries: a.ConnectRetries, ConnectRetryDelay: a.ConnectRetryDelay,
+		StatusCodeRetries: a.StatusCodeRetries, RetriableStatusCodes: a.RetriableStatusCodes,
+	}
+}
+
+func trackerOptions(c *config.Config, sources config.Sources, r release.Release, kind string, kindVersion int) resource.Options {
+	d := &c.Default
+	return resource.Options{
+		Host: d.Host, HostIP: d.MyIP, NodeName: d.Host, StatePath: d.StatePath, IdentityDirs: identityDirs(c, sources),
+		HypervisorType: kind, HypervisorVersion: kindVersion, CPUs: len(c.Compute.CPUSharedSet),
+		ReservedCPUs: d.ReservedHostCPUs, ReservedMemoryMB: d.ReservedHostMemoryMB, ReservedDiskMB: d.ReservedHostDiskMB,
+		CPURatio: d.CPUAllocationRatio, RAMRatio: d.RAMAllocationRatio, DiskRatio: d.DiskAllocationRatio,
+		InitialCPURatio: valueOr(d.InitialCPUAllocationRatio, r.InitialCPURatio), InitialRAMRatio: valueOr(d.InitialRAMAllocationRatio, r.InitialRAMRatio),
+		InitialDiskRatio:  d.InitialDiskAllocationRatio,
+		CountFailedBuilds: c.Compute.ConsecutiveBuildServiceDisableThreshold != 0,
+		ProviderRefresh:   c.Compute.ResourceProviderAssociationRefresh,
+	}
+}
+
+// identityDirs are where nova looks for the node's UUID.
+func identityDirs(c *config.Config, sources config.Sources) []string {
+	dirs := []string{c.Default.StatePath}
+	files := sources.Files
+	if len(files) == 0 {
+		files = config.DefaultFiles()
+	}
+	for _, file := range files {
+		dirs = append(dirs, filepath.Dir(file))
+	}
+	return dirs
+}
+
+func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, pool []storage.IDRange) compute.Options {
+	d := &c.Default
+	return compute.Options{
+		Host: d.Host, InstanceNameTemplate: d.InstanceNameTemplate, OVSBridge: c.Neutron.OVSBridge, HostArch: host.Arch,
+		MaxConcurrentBuilds: d.MaxConcurrentBuilds,
+		VIFPluggingTimeout:  d.VIFPluggingTimeout, VIFPluggingIsFatal: d.VIFPluggingIsFatal,
+		ShutdownTimeout: d.ShutdownTimeout, ShutdownRetryInterval: c.Compute.ShutdownRetryInterval, RebootTimeout: c.Libvirt.WaitSoftRebootSeconds,
+		UpdateResourcesInterval: d.UpdateResourcesInterval, SyncPowerStateInterval: d.SyncPowerStateInterval,
+		HealInfoCacheInterval: offWhenZero(valueOr(d.HealInstanceInfoCacheInterval, r.HealInterval)),
+		SchedulerSyncInterval: d.SchedulerInstanceSyncInterval, RunningDeletedInterval: d.RunningDeletedInstancePollInterval,
+		RunningDeletedAction: d.RunningDeletedInstanceAction, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
+		TrackInstanceChanges: c.FilterScheduler.TrackInstanceChanges, ResumeGuestsOnHostBoot: d.ResumeGuestsStateOnHostBoot,
+		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
+		IDPool:                 pool, IDsPerInstance: c.LXC.IDsPerInstance,
+		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
+	}
+}
+
+// idPool is the pool of host ids for instances: the operator's, else what root may map.
+func idPool(c *config.Config) ([]storage.IDRange, error) {
+	if c.LXC.IDRange != nil {
+		return []storage.IDRange{{Base: c.LXC.IDRange.Base, Size: c.LXC.IDRange.Size}}, nil
+	}
+	pool, err := hostinfo.SubordinateIDs("root")
+	if err != nil {
+		return nil, err
+	}
+	if len(pool) == 0 {
+		return nil, errors.New("root has no subordinate ids in /etc/subuid and /etc/subgid, so no container could have a user namespace; " +
+			"run: usermod --add-subuids 1000000-1000999999 --add-subgids 1000000-1000999999 root, or set [lxc] id_range")
+	}
+	ranges := make([]storage.IDRange, 0, len(pool))
+	for _, p := range pool {
+		ranges = append(ranges, storage.IDRange{Base: p.Base, Size: p.Size})
+	}
+	return ranges, nil
+}
+
+func valueOr[T any](set *T, otherwise T) T {
+	if set != nil {
+		return *set
+	}
+	return otherwise
+}
+
+// offWhenZero maps an interval of which nova takes 0 for "off" to the negative value that
+// other tasks use for that.
+func offWhenZero(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
