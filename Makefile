@@ -1,0 +1,75 @@
+# compute-agent. `make demo` and `make test` install what they need (apt, Go modules) on a bare Debian 12 machine, as root.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+export PATH := /usr/local/go/bin:/usr/local/bin:$(PATH)
+export GOFLAGS ?= -buildvcs=false
+
+BIN := bin
+TOOLS := $(BIN)/tools
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
+
+.PHONY: help build test check unit race contract fuzz-short lint functional bench demo demo-down prerequisites sample tidy clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
+
+prerequisites: # compiler, liblxc, the tools that the agent calls, Go
+	@tests/functional/prerequisites.sh
+
+build: ## bin/compute-agent
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/compute-agent ./cmd/compute-agent
+
+test: prerequisites check functional ## everything: unit, contract, race, and functional tests against a real control plane
+
+check: ## what needs neither root nor a control plane: vet, unit and contract tests with the race detector
+	go vet ./...
+	go vet -tags functional ./tests/...
+	go test -race ./...
+
+unit: ## unit and contract tests, without the race detector
+	go test ./...
+
+race: ## unit and contract tests, with the race detector
+	go test -race ./...
+
+fuzz-short: ## every fuzz target for 10 seconds
+	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' ./... | while read -r package dir; do \
+	  grep -hoE '^func Fuzz\w+' "$$dir"/*_test.go | sed 's/^func //' | while read -r target; do \
+	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 10s "$$package"; done; done
+
+lint: $(GOLANGCI) ## golangci-lint, the pinned version
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	mkdir -p $(TOOLS)
+	GOBIN=$(abspath $(TOOLS)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv $(TOOLS)/golangci-lint $@
+
+functional: prerequisites ## functional tests: Linux bridge, then Open vSwitch
+	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 40m -v ./tests/functional -args -net linuxbridge
+	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 20m -v ./tests/functional -run '^(TestBoot|TestPorts)' -args -net ovs
+	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 15m ./driver/... ./vif/... ./rpc/... ./imagesync/... ./internal/...
+
+bench: prerequisites ## start, boot and delete, messages and memory, beside the distribution's nova-compute
+	go run ./tests/functional/bench
+
+demo: prerequisites ## control plane, agent, a server from a real image, a ping and a command inside
+	@go run ./tests/functional/demo up
+
+demo-down: ## end the demo and leave nothing; KEEP_CACHE=1 keeps the control plane's files for the next time
+	@go run ./tests/functional/demo down
+
+sample: build ## etc/compute-agent.conf.sample from the option registry
+	$(BIN)/compute-agent config sample > etc/compute-agent.conf.sample
+
+tidy: ## go.mod and go.sum
+	go mod tidy
+
+clean:
+	rm -rf $(BIN)

@@ -1,0 +1,186 @@
+// Package agent starts, stops and asks the compute agent under test.
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// Agent is one agent with its files below a directory. It outlives this process unless it is stopped; another process finds it by
+// its pid file.
+type Agent struct {
+	Dir    string // holds the configuration, the log and the state
+	Binary string
+
+	mu     sync.Mutex    // guards the fields below
+	ended  chan struct{} // closed once the process that this Agent started has ended; nil when it started none
+	status error         // of that process, as exec.Cmd.Wait says
+}
+
+// New describes an agent with its files below dir, as controlplane.AgentConfig lays them out; it touches nothing.
+func New(dir string) *Agent { return &Agent{Dir: dir, Binary: filepath.Join(dir, "compute-agent")} }
+
+// LogFile is where everything goes that the agent writes.
+func (a *Agent) LogFile() string { return filepath.Join(a.Dir, "agent.log") }
+
+// StateDir is the agent's state_path.
+func (a *Agent) StateDir() string { return filepath.Join(a.Dir, "state") }
+
+func (a *Agent) configFile() string { return filepath.Join(a.Dir, "agent.conf") }
+
+func (a *Agent) pidFile() string { return filepath.Join(a.Dir, "agent.pid") }
+
+// Build compiles the agent of the module that this process runs in.
+func (a *Agent) Build(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return fmt.Errorf("find the module: %w", err)
+	}
+	if err := os.MkdirAll(a.Dir, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", a.Binary, "./cmd/compute-agent")
+	cmd.Dir = filepath.Dir(strings.TrimSpace(string(out)))
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the agent: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// Configure writes the agent's configuration file.
+func (a *Agent) Configure(text string) error {
+	if err := os.MkdirAll(a.StateDir(), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(a.configFile(), []byte(text), 0o600)
+}
+
+// Start starts the agent; it returns at once. One that runs is an error.
+func (a *Agent) Start() error {
+	if pid := a.PID(); pid != 0 {
+		return fmt.Errorf("start the agent: it runs already, as process %d", pid)
+	}
+	log, err := os.OpenFile(a.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	// Not bound to a context: the agent is to go on when the caller has ended.
+	cmd := exec.CommandContext(context.Background(), a.Binary, "--config-file", a.configFile())
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	ended := make(chan struct{})
+	a.mu.Lock()
+	a.ended = ended
+	a.mu.Unlock()
+	go func() {
+		err := cmd.Wait()
+		a.mu.Lock()
+		a.status = err
+		a.mu.Unlock()
+		close(ended)
+	}()
+	return os.WriteFile(a.pidFile(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600)
+}
+
+// PID is the agent's process, 0 when it does not run.
+func (a *Agent) PID() int {
+	text, err := os.ReadFile(a.pidFile())
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(string(text))
+	if err != nil {
+		return 0
+	}
+	// A process that this one started stays as a zombie until it is waited for: it has no program then.
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil || strings.TrimSuffix(program, " (deleted)") != a.Binary {
+		return 0
+	}
+	return pid
+}
+
+// Signal sends a signal to the agent and waits until it has ended. For an agent that this Agent started, the error is that of
+// exec.Cmd.Wait: nil for exit status 0, *exec.ExitError for another.
+func (a *Agent) Signal(ctx context.Context, signal syscall.Signal) error {
+	pid := a.PID()
+	if pid == 0 {
+		return nil
+	}
+	if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	a.mu.Lock()
+	ended := a.ended
+	a.mu.Unlock()
+	if ended == nil {
+		return cloud.Poll(ctx, 20*time.Millisecond, "the agent to end", func() (bool, error) { return a.PID() == 0, nil })
+	}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the agent to end: %w", ctx.Err())
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status
+}
+
+// Exec runs a command inside an instance, by UUID, and returns what it wrote to standard output.
+func (a *Agent) Exec(ctx context.Context, instance string, command ...string) (string, error) {
+	args := append([]string{"exec", "--config-file", a.configFile(), instance, "--"}, command...)
+	cmd := exec.CommandContext(ctx, a.Binary, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("run %q in %s: %w: %s", command, instance, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// ResidentKB is the memory that the agent holds, in KiB.
+func (a *Agent) ResidentKB() (int, error) { return ResidentKB(a.PID()) }
+
+// ResidentKB is the memory that a process holds, in KiB.
+func ResidentKB(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			return strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
+		}
+	}
+	return 0, fmt.Errorf("read memory of process %d: no VmRSS", pid)
+}
+
+// Log returns what the agent wrote from the offset on, and the offset of the end.
+func (a *Agent) Log(from int64) (text string, end int64, err error) {
+	all, err := os.ReadFile(a.LogFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return "", 0, nil
+	}
+	if err != nil || from > int64(len(all)) {
+		return "", int64(len(all)), err
+	}
+	return string(all[from:]), int64(len(all)), nil
+}

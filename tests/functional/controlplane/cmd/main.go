@@ -1,0 +1,94 @@
+// Command controlplane installs, starts and stops the OpenStack control plane of the functional tests.
+//
+//	go run ./tests/functional/controlplane/cmd [-base DIR] [-net linuxbridge|ovs] COMMAND
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
+)
+
+const usage = `usage: controlplane [-base DIR] [-net linuxbridge|ovs] COMMAND
+  install         fetch and unpack everything (needs apt)
+  up              start it; installs it first when needed
+  down            stop it and leave the host as it was
+  remove          down, and delete the directory
+  status          list the daemons
+  os ARG...       the openstack client, as the administrator
+  agent-config D  print the configuration of an agent that keeps its state below D
+  peer            start the distribution's nova-compute with the fake driver, as host "peer"
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	var options controlplane.Options
+	flag.StringVar(&options.Base, "base", "", "directory of the control plane (default $COMPUTE_AGENT_LAB_BASE or /var/lib/compute-agent-lab)")
+	flag.StringVar(&options.Net, "net", "", "linuxbridge or ovs (default what it was last)")
+	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	flag.Parse()
+	plane, err := controlplane.New(options)
+	if err != nil {
+		return err
+	}
+	switch command := flag.Arg(0); command {
+	case "install":
+		return plane.Install(ctx)
+	case "up":
+		if err := plane.Install(ctx); err != nil {
+			return err
+		}
+		return plane.Up(ctx)
+	case "down":
+		return plane.Down(ctx)
+	case "remove":
+		return errors.Join(plane.Down(ctx), plane.Remove())
+	case "status":
+		return status(plane)
+	case "os":
+		return plane.OpenStack(ctx, os.Stdout, flag.Args()[1:]...)
+	case "agent-config":
+		if flag.NArg() != 2 {
+			return errors.New("agent-config needs a directory")
+		}
+		fmt.Print(plane.AgentConfig(flag.Arg(1)))
+		return nil
+	case "peer":
+		return plane.StartPeer(ctx)
+	default:
+		flag.Usage()
+		os.Exit(2)
+		return nil
+	}
+}
+
+func status(plane *controlplane.Plane) error {
+	services, err := plane.Status()
+	if err != nil {
+		return err
+	}
+	fmt.Println(plane.Base, plane.Net)
+	for _, s := range services {
+		state := fmt.Sprintf("pid %d", s.PID)
+		if s.PID == 0 {
+			state = "not running"
+		}
+		fmt.Printf("%-24s %s\n", s.Name, state)
+	}
+	return nil
+}

@@ -1,0 +1,175 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// Kinds of network, by the neutron L2 agent that wires it.
+const (
+	LinuxBridge = "linuxbridge"
+	OVS         = "ovs"
+)
+
+// Names of what Up creates for the tests.
+const (
+	DemoNetwork  = "demo-net"
+	BusyboxImage = "busybox"
+	DebianImage  = "debian-12"
+	NanoFlavor   = "m1.nano"
+	SmallFlavor  = "m1.small"
+)
+
+// Where the services are. All of them are on the loopback.
+const (
+	AuthURL      = "http://127.0.0.1:5000/v3"
+	region       = "RegionOne"
+	physicalLink = "labphys0" // the link behind physnet1, which leads nowhere
+)
+
+// Password is every account's. The services listen on the loopback of a test machine only.
+const Password = "lab-password"
+
+// Environment variables that the harness reads.
+const (
+	EnvBase    = "COMPUTE_AGENT_LAB_BASE" // directory of the control plane
+	EnvRunning = "COMPUTE_AGENT_LAB"      // set: the tests use the control plane that is up instead of bringing up their own
+)
+
+// Options says where the control plane is and of what kind.
+type Options struct {
+	Base string    // everything is below it; "" is $COMPUTE_AGENT_LAB_BASE or /var/lib/compute-agent-lab
+	Net  string    // LinuxBridge or OVS; "" is what it was last, or LinuxBridge
+	Out  io.Writer // progress, one line a step; nil is standard error
+}
+
+// Plane is one control plane. Its methods may be used by one goroutine at a time, unless they say otherwise.
+type Plane struct {
+	Base string // absolute
+	Root string // the chroot
+	Net  string
+	Host string // this machine's name, which the agents and services run under
+
+	out   io.Writer
+	start time.Time
+	outMu sync.Mutex // guards writes to out
+}
+
+// New describes a control plane; it touches nothing.
+func New(o Options) (*Plane, error) {
+	base := o.Base
+	if base == "" {
+		base = os.Getenv(EnvBase)
+	}
+	if base == "" {
+		base = "/var/lib/compute-agent-lab"
+	}
+	base, err := filepath.Abs(base)
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("read host name: %w", err)
+	}
+	p := &Plane{Base: base, Root: filepath.Join(base, "root"), Net: o.Net, Host: host, out: o.Out, start: time.Now()}
+	if p.out == nil {
+		p.out = os.Stderr
+	}
+	if p.Net == "" {
+		p.Net = p.mark("net")
+	}
+	if p.Net == "" {
+		p.Net = LinuxBridge
+	}
+	if p.Net != LinuxBridge && p.Net != OVS {
+		return nil, fmt.Errorf("unknown kind of network %q: %s and %s are known", p.Net, LinuxBridge, OVS)
+	}
+	return p, nil
+}
+
+// Say prints a line of progress. Safe for concurrent use.
+func (p *Plane) Say(format string, args ...any) {
+	p.outMu.Lock()
+	defer p.outMu.Unlock()
+	fmt.Fprintf(p.out, "%5.1fs %s\n", time.Since(p.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// Admin is a session of the administrator, Demo one of an ordinary tenant.
+func (p *Plane) Admin(ctx context.Context) (*cloud.Client, error) { return connect(ctx, "admin") }
+
+// Demo is a session of an ordinary tenant.
+func (p *Plane) Demo(ctx context.Context) (*cloud.Client, error) { return connect(ctx, "demo") }
+
+func connect(ctx context.Context, user string) (*cloud.Client, error) {
+	return cloud.New(ctx, cloud.Auth{URL: AuthURL, Username: user, Password: Password, Project: user})
+}
+
+// OpenStack runs the openstack client as the administrator.
+func (p *Plane) OpenStack(ctx context.Context, out io.Writer, args ...string) error {
+	env := []string{
+		"OS_AUTH_URL=" + AuthURL, "OS_USERNAME=admin", "OS_PASSWORD=" + Password, "OS_PROJECT_NAME=admin",
+		"OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "OS_COMPUTE_API_VERSION=2.79",
+	}
+	text, err := capture(p.chrootCommand(ctx, "root", env, append([]string{"openstack"}, args...)...), "openstack "+strings.Join(args, " "))
+	_, writeErr := io.WriteString(out, text)
+	return errors.Join(err, writeErr)
+}
+
+// TransportURL is where RabbitMQ is, in oslo.messaging's form.
+func TransportURL() string { return "rabbit://openstack:" + Password + "@127.0.0.1:5672/" }
+
+// path is a path below the base directory, chroot one below the chroot.
+func (p *Plane) path(elem ...string) string {
+	return filepath.Join(append([]string{p.Base}, elem...)...)
+}
+func (p *Plane) inRoot(elem ...string) string {
+	return filepath.Join(append([]string{p.Root}, elem...)...)
+}
+
+// Marks are small files that remember what was done, so that a second Install or Up does not do it again.
+func (p *Plane) mark(name string) string {
+	text, err := os.ReadFile(p.path("marks", name))
+	if err != nil {
+		return "" // a mark that cannot be read is not there: the step is done again
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func (p *Plane) setMark(name, value string) error {
+	if err := os.MkdirAll(p.path("marks"), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(p.path("marks", name), []byte(value+"\n"), 0o600)
+}
+
+// once runs step unless the mark says that it was done.
+func (p *Plane) once(name string, step func() error) error {
+	if p.mark(name) != "" {
+		return nil
+	}
+	if err := step(); err != nil {
+		return err
+	}
+	return p.setMark(name, "done")
+}
+
+// together runs the steps at the same time and joins their errors.
+func together(steps ...func() error) error {
+	errs := make([]error, len(steps))
+	var wg sync.WaitGroup
+	for i, step := range steps {
+		wg.Go(func() { errs[i] = step() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

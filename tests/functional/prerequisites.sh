@@ -1,0 +1,83 @@
+#!/bin/bash
+# Installs what building and running compute-agent on a bare Debian 12 machine needs: the compiler, liblxc, the tools that the
+# agent calls, debootstrap for the control plane, id ranges for guests, and a Go toolchain if there is none.
+# It can be run again at any time and then takes a moment.
+set -euo pipefail
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+
+packages="build-essential pkg-config lxc-dev liblxc1 lxc
+ xz-utils zstd squashfs-tools e2fsprogs iproute2 iputils-ping
+ debootstrap ca-certificates git"
+
+# Go, in case the machine has none that is new enough: Debian's fetches this one, a module like any other, and checks its sum.
+go_toolchain=golang.org/toolchain@v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)
+go_dir=/usr/local/lib/compute-agent-go
+
+say() { printf 'prerequisites: %s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+# Other programs may use apt at the same time: wait for locks, keep the downloads in a folder of our own (an apt-get update
+# elsewhere may be set up to empty the usual one), and try again.
+apt() {
+  local archives try
+  archives=$(mktemp -d)
+  mkdir "$archives/partial"
+  for try in 1 2 3 4 5; do
+    if apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dir::Cache::archives="$archives" "$@" >>"$log" 2>&1; then
+      rm -rf "$archives"
+      return 0
+    fi
+    say "apt-get $1 did not work (try $try), see $log"
+    sleep $((try * 5))
+    dpkg --configure -a >>"$log" 2>&1 || true
+    apt-get -q update >>"$log" 2>&1 || true
+  done
+  rm -rf "$archives"
+  tail -n 20 "$log" >&2
+  return 1
+}
+
+missing_packages() {
+  local p
+  for p in $packages; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || printf '%s ' "$p"
+  done
+}
+
+# A guest's ids come out of root's ranges.
+id_range() {
+  grep -qs '^root:' "$1" || echo 'root:1000000:1000000000' >>"$1"
+}
+
+has_go() {
+  command -v go >/dev/null || return 1
+  # From 1.21 on, go fetches the toolchain that go.mod asks for.
+  go version | sed -nE 's/^go version go1\.([0-9]+).*/\1/p' | awk '{ exit !($1 >= 21) }'
+}
+
+install_go() {
+  local cache
+  apt install -y --no-install-recommends golang-go jq || die "cannot install golang-go"
+  say "fetching ${go_toolchain##*-}"
+  cache=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain" | jq -r .Dir)
+  [ -x "$cache/bin" ] || die "cannot fetch $go_toolchain"
+  rm -rf "$go_dir"
+  cp -a "$cache" "$go_dir"
+  chmod -R a+rX "$go_dir"
+  chmod a+x "$go_dir"/bin/* "$go_dir"/pkg/tool/*/* # a module archive carries no modes
+  ln -sf "$go_dir/bin/go" "$go_dir/bin/gofmt" /usr/local/bin/
+}
+
+[ "$(id -u)" = 0 ] || die "run as root"
+log=$(mktemp /tmp/compute-agent-apt.XXXXXX)
+trap 'rm -f "$log"' EXIT
+missing=$(missing_packages)
+if [ -n "$missing" ]; then
+  say "installing $missing"
+  apt update
+  # shellcheck disable=SC2086 # a list of words
+  apt install -y --no-install-recommends $missing || die "cannot install $missing"
+fi
+id_range /etc/subuid
+id_range /etc/subgid
+has_go || install_go
