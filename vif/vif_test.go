@@ -168,8 +168,9 @@ func TestSetLocksPerPort(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
-				_, err := s.Plug(t.Context(), port("tap"))
-				require.NoError(t, err)
+				if _, err := s.Plug(t.Context(), port("tap")); err != nil {
+					t.Error(err)
+				}
 			})
 		}
 		wg.Wait()
@@ -181,8 +182,9 @@ func TestSetLocksPerPort(t *testing.T) {
 			wg.Go(func() {
 				v := port("tap")
 				v.PortID = id
-				_, err := s.Plug(t.Context(), v)
-				require.NoError(t, err)
+				if _, err := s.Plug(t.Context(), v); err != nil {
+					t.Error(err)
+				}
 			})
 		}
 		wg.Wait()

@@ -234,7 +234,7 @@ func sourceAddress(ctx context.Context) (netip.Addr, error) {
 		if ctx.Err() != nil {
 			return netip.Addr{}, fmt.Errorf("find own address: %w", ctx.Err())
 		}
-		return loopback, nil //nolint:nilerr // no route: Nova's fallback
+		return loopback, nil // no route: Nova's fallback
 	}
 	defer conn.Close() //nolint:errcheck // nothing was written
 	local, ok := conn.LocalAddr().(*net.UDPAddr)

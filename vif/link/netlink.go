@@ -59,7 +59,7 @@ func (n *Netlink) find(ctx context.Context, name string) (netlink.Link, error) {
 		case err == nil:
 			return l, nil
 		case errors.As(err, &missing), errors.Is(err, unix.ENODEV):
-			return nil, nil //nolint:nilnil // absence is an answer
+			return nil, nil
 		case errors.Is(err, netlink.ErrDumpInterrupted) && attempt < dumpAttempts:
 			continue
 		}

@@ -98,7 +98,7 @@ func (c *conn) do(ctx context.Context, fn func(ctx context.Context, s session) e
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-time.After(pause):
 		}
 	}

@@ -157,7 +157,7 @@ func (p port) stale(st portState) bool {
 // the userspace datapath: a port that is removed and added in one transaction
 // keeps the socket of the device that is gone, and nothing passes.
 func (s session) removeStale(ctx context.Context, name string, st portState) error {
-	results, err := s.transact(ctx, append(append(removal(st, st.owner()), deleteRows(tableQoS, st.qos)...),
+	results, err := s.transact(ctx, append(removal(st),
 		mutate(tableRoot, st.root, "next_cfg", ovsdb.MutateOperationAdd, 1),
 		selectOp(tableRoot, byUUID(st.root), "next_cfg", "cur_cfg"))...)
 	if err != nil {
@@ -225,12 +225,18 @@ func (p port) insert(st portState, b *bridgeRow) []ovsdb.Operation {
 		mutate(tableBridge, b.uuid, "ports", ovsdb.MutateOperationInsert, set(ref("port"))))
 }
 
-// removal takes a port off its bridge; its rows vanish with the last reference.
-func removal(st portState, owner *bridgeRow) []ovsdb.Operation {
-	if owner == nil {
-		return nil
+// removal takes a port off its bridge and deletes it with the QoS rows that were made for it.
+// The port's row is deleted too and not left to the server's garbage collection, which comes
+// after the check that no row refers to the QoS row. Its interface goes by itself.
+func removal(st portState) []ovsdb.Operation {
+	var ops []ovsdb.Operation
+	if b := st.owner(); b != nil {
+		ops = append(ops, mutate(tableBridge, b.uuid, "ports", ovsdb.MutateOperationDelete, set(ref(st.port))))
 	}
-	return []ovsdb.Operation{mutate(tableBridge, owner.uuid, "ports", ovsdb.MutateOperationDelete, set(ref(st.port)))}
+	if st.port != "" {
+		ops = append(ops, deleteRows(tablePort, []string{st.port})...)
+	}
+	return append(ops, deleteRows(tableQoS, st.qos)...)
 }
 
 func deleteRows(table string, ids []string) []ovsdb.Operation {
@@ -360,7 +366,7 @@ func planDelete(st portState, o owner, trunkBridge string) []ovsdb.Operation {
 	if st.port != "" && (st.ifaceTyp != "" || !o.has(st.ids)) {
 		return nil
 	}
-	ops := append(removal(st, st.owner()), deleteRows(tableQoS, st.qos)...)
+	ops := removal(st)
 	if b := st.bridge(trunkBridge); b != nil && vif.IsTrunkBridge(trunkBridge) {
 		ops = append(ops, mutate(tableRoot, st.root, "bridges", ovsdb.MutateOperationDelete, set(ref(b.uuid))))
 	}

@@ -75,6 +75,7 @@ const (
 	guardOp    = `{"columns":["name"],"op":"wait","rows":[{"name":"br-int"}],"table":"Bridge","timeout":0,"until":"==","where":[["name","==","br-int"]]}`
 	addToInt   = `{"mutations":[["ports","insert",["named-uuid","port"]]],"op":"mutate","table":"Bridge","where":[["_uuid","==",["uuid","` + intID + `"]]]}`
 	delFromInt = `{"mutations":[["ports","delete",["uuid","` + portRow + `"]]],"op":"mutate","table":"Bridge","where":[["_uuid","==",["uuid","` + intID + `"]]]}`
+	delPort    = `{"op":"delete","table":"Port","where":[["_uuid","==",["uuid","` + portRow + `"]]]}`
 	delQoS     = `{"op":"delete","table":"QoS","where":[["_uuid","==",["uuid","` + qosRow + `"]]]}`
 )
 
@@ -257,13 +258,13 @@ func TestPlanDelete(t *testing.T) {
 		trunk string
 		want  []string
 	}{
-		{name: "ours", st: present(nil), o: mine, want: []string{delFromInt, delQoS}},
-		{name: "without ids", st: present(func(st *portState) { st.ids = nil }), o: mine, want: []string{delFromInt, delQoS}},
+		{name: "ours", st: present(nil), o: mine, want: []string{delFromInt, delPort, delQoS}},
+		{name: "without ids", st: present(func(st *portState) { st.ids = nil }), o: mine, want: []string{delFromInt, delPort, delQoS}},
 		{name: "another instance's", st: present(nil), o: owner{interfaceID: "port-1", instanceID: "instance-2"}},
 		{name: "another port's", st: present(nil), o: owner{interfaceID: "port-2"}},
 		{name: "unknown", st: absent(nil), o: mine},
 		{name: "QoS row left", st: absent(func(st *portState) { st.qos = []string{qosRow} }), o: mine, want: []string{delQoS}},
-		{name: "trunk", st: present(trunk), o: mine, trunk: "tbr-1", want: []string{delFromInt, delQoS, delTrunk}},
+		{name: "trunk", st: present(trunk), o: mine, trunk: "tbr-1", want: []string{delFromInt, delPort, delQoS, delTrunk}},
 		{name: "trunk without port", st: absent(func(st *portState) {
 			st.bridges = append(st.bridges, bridgeRow{uuid: otherID, name: "tbr-1"})
 		}), o: mine, trunk: "tbr-1", want: []string{delTrunk}},
