@@ -151,7 +151,7 @@ port_range = 10:5
 		`:15: [lxc] storage_backend: "zfs" is not one of the allowed values (allowed: overlay, dir)`,
 		`:16: [lxc] metrics_listen: "9100" is not host:port (allowed: host:port)`,
 		`:17: [lxc] id_range: "0:65536" is a range that holds the host's root (allowed: id range base:count)`,
-		`:18: [lxc] release: "yoga" is not a known release (allowed: auto or a release)`,
+		`:18: [lxc] release: "yoga" is not a known release (allowed: auto, or a release from zed to hibiscus or 2023.1 to 2026.2)`,
 		`:20: [serial_console] base_url: "127.0.0.1" is not a URI with scheme and host (allowed: URI)`,
 		`:21: [serial_console] port_range: "10:5" is not a port range (allowed: port range first:last)`,
 	}, got)

@@ -22,8 +22,8 @@ var releaseNames = map[string]string{
 func (r *registry) lxc() {
 	s := r.section(lxcSection, "The agent itself: containers, root disks, images. An unknown option in this section is a warning.")
 	x := &r.config.LXC
-	bind(s, &x.Release, "release", "auto or a release", "auto", "Release of the control plane: auto asks it; else a name"+
-		" from zed to hibiscus, or 2023.1 to 2026.2.", func(_ *option, v string) (string, error) { return parseRelease(v) })
+	bind(s, &x.Release, "release", "auto, or a release from zed to hibiscus or 2023.1 to 2026.2", "auto", "Release of the control plane; auto asks it.",
+		func(_ *option, v string) (string, error) { return parseRelease(v) })
 	lxcDirectories(s, x)
 	lxcContainers(s, x)
 	lxcImages(s, x)

@@ -120,7 +120,14 @@ An unknown option is a warning in [lxc] and ignored elsewhere. An empty number s
 	b.WriteString("| section | options |\n|---|---|\n")
 	ignored := accepted()
 	for _, s := range sortedKeys(ignored) {
-		fmt.Fprintf(&b, "| [%s] | %s |\n", s, strings.Join(ignored[s], ", "))
+		options := strings.Join(ignored[s], ", ")
+		switch {
+		case ignored[s] == nil && r.has(s):
+			options = "all others"
+		case ignored[s] == nil:
+			options = "all"
+		}
+		fmt.Fprintf(&b, "| [%s] | %s |\n", s, options)
 	}
 	_, err := w.Write(b.Bytes())
 	return err
@@ -151,6 +158,11 @@ func (o *option) row() string {
 		cells[i] = strings.ReplaceAll(c, "|", `\|`)
 	}
 	return "| " + strings.Join(cells, " | ") + " |\n"
+}
+
+// has tells whether the registry has options of a section.
+func (r *registry) has(section string) bool {
+	return slices.ContainsFunc(r.options, func(o *option) bool { return o.section == section })
 }
 
 func sortedKeys(m map[string][]string) []string {

@@ -43,15 +43,28 @@ def default(opt):
     return str(opt.default)
 
 
+# Sections of other programs and of hypervisors.
+OTHERS = {
+    "api_database", "barbican", "barbican_service_user", "cache", "cyborg", "database", "hyperv", "ironic", "metrics",
+    "oslo_messaging_metrics", "quota", "vault", "vmware", "wsgi", "zvm",
+}
+
+
+def choices(kind):
+    return getattr(getattr(kind, "item_type", kind), "choices", None) or []
+
+
 out = []
 groups = [("DEFAULT", CONF._opts)] + [(g.name, g._opts) for g in CONF._groups.values()]
 for group, opts in groups:
+    if group in OTHERS:
+        continue
     for info in opts.values():
         opt = info["opt"]
         entry = {
             "group": group,
             "name": opt.dest,
-            "choices": [c for c in (getattr(opt.type, "choices", None) or []) if c is not None],
+            "choices": [str(c) for c in choices(opt.type) if c is not None],
             "deprecated": sorted({(d.group or group, (d.name or opt.dest).replace("-", "_")) for d in opt.deprecated_opts}),
             "secret": opt.secret,
             "multi": opt.multi,
@@ -59,5 +72,4 @@ for group, opts in groups:
         if (group, opt.dest) not in HERE:
             entry["default"] = default(opt)
         out.append(entry)
-json.dump(out, sys.stdout, indent=0, sort_keys=True)
-print()
+sys.stdout.write("[\n" + ",\n".join(json.dumps(e, sort_keys=True) for e in out) + "\n]\n")
