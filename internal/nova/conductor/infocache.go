@@ -2,6 +2,7 @@ package conductor
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -22,9 +23,9 @@ func (c *Client) SaveInfoCache(ctx context.Context, instanceUUID string, ni obje
 
 // RefreshInfoCache reads the VIF list of an instance again into inst.
 func (c *Client) RefreshInfoCache(ctx context.Context, inst *object.Instance) error {
-	cache, err := get[object.InstanceInfoCache](ctx, c, "InstanceInfoCache", "get_by_instance_uuid", []any{inst.UUID}, nil)
+	cache, err := c.class(ctx, "InstanceInfoCache", "get_by_instance_uuid", []any{inst.UUID}, nil)
 	if err != nil {
 		return err
 	}
-	return object.Set(inst, map[string]any{"info_cache": cache})
+	return stored(inst, "Instance", nil, map[string]json.RawMessage{"info_cache": cache})
 }

@@ -65,7 +65,7 @@ func (e *Emitter) legacyPayload(ctx context.Context, ev Event) map[string]any {
 	if ev.NetworkInfo != nil {
 		p["fixed_ips"] = fixedIPs(ev.NetworkInfo)
 	}
-	if ev.ImageName != "" {
+	if ev.Action == "create" && ev.Phase == "start" || ev.Action == "rebuild" && (ev.Phase == "start" || ev.Phase == "end") {
 		p["image_name"] = ev.ImageName
 	}
 	if ev.VolumeID != "" {

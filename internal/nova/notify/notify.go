@@ -93,7 +93,7 @@ type Event struct {
 	// Some events exist in one form only, without being marked here: see forms.
 	LegacyOnly, VersionedOnly bool
 
-	ImageName                string         // create, rebuild
+	ImageName                string         // create, rebuild; "" in an evacuation
 	SnapshotImageID          string         // snapshot
 	VolumeID                 string         // volume_attach, volume_detach
 	RescueImageRef           string         // rescue

@@ -105,7 +105,7 @@ func (e *Emitter) instanceFields(ctx context.Context, ev Event) (fields, error) 
 	values["action_initiator_user"], values["action_initiator_project"] = nullable(r.UserID), nullable(r.ProjectID)
 	values["locked_reason"] = i.SystemMetadata["locked_reason"]
 	if e.o.Release.ShareMappings {
-		values["shares"] = []any{} // the agent serves no shares
+		values["shares"] = nil // [notifications] include_share_mapping is off: the agent serves none
 	}
 	return values, nil
 }
@@ -244,7 +244,7 @@ func (e *Emitter) createFields(i *object.Instance, values fields) error {
 	}
 	values["keypairs"], values["tags"] = keypairs, tags
 	values["trusted_image_certificates"] = trustedCerts(i)
-	values["instance_name"] = InstanceName(e.o.NameTemplate, i)
+	values["instance_name"] = i.Name(e.o.NameTemplate)
 	return nil
 }
 

@@ -279,3 +279,25 @@ func TestImageEditing(t *testing.T) {
 		t.Error("properties are read wrongly")
 	}
 }
+
+func TestInstanceName(t *testing.T) {
+	t.Parallel()
+	i := &object.Instance{ID: 42, UUID: "u-1"}
+	for template, want := range map[string]string{
+		"":                    "instance-0000002a",
+		"instance-%08x":       "instance-0000002a",
+		"vm%d":                "vm42",
+		"vm-%5d":              "vm-   42",
+		"i-%(uuid)s":          "i-u-1",
+		"%(id)06d-%(uuid)s":   "000042-u-1",
+		"%X%%":                "2A%",
+		"%(display_name)s":    "u-1",
+		"%(uuid)d":            "u-1",
+		"%99999999999999999d": "u-1",
+		"constant":            "constant",
+	} {
+		if got := i.Name(template); got != want {
+			t.Errorf("%q: got %q, want %q", template, got, want)
+		}
+	}
+}

@@ -1,11 +1,9 @@
-package notify
+package object
 
 import (
 	"fmt"
 	"regexp"
 	"strconv"
-
-	"github.com/compute-agent/compute-agent/internal/nova/object"
 )
 
 // defaultNameTemplate is [DEFAULT] instance_name_template.
@@ -15,11 +13,11 @@ const defaultNameTemplate = "instance-%08x"
 // a column.
 var conversion = regexp.MustCompile(`%(?:\((\w+)\))?(0?)(\d*)([dxXs%])`)
 
-// InstanceName computes instance.name, which never travels
-// (nova/objects/instance.py:Instance.name): the template filled with the id or, in the
-// %(…)s form, with the columns id and uuid. A template that names anything else gives the UUID,
-// as a template does that Python cannot fill.
-func InstanceName(template string, i *object.Instance) string {
+// Name computes instance.name, the name on the host, which never travels
+// (nova/objects/instance.py:Instance.name): [DEFAULT] instance_name_template ("" is
+// "instance-%08x") filled with the id or, in the %(…)s form, with the columns id and uuid. A
+// template that names anything else gives the UUID, as one does that Python cannot fill.
+func (o *Instance) Name(template string) string {
 	if template == "" {
 		template = defaultNameTemplate
 	}
@@ -30,11 +28,11 @@ func InstanceName(template string, i *object.Instance) string {
 		if verb == "%" {
 			return "%"
 		}
-		var value any = i.ID
+		var value any = o.ID
 		switch key {
 		case "", "id":
 		case "uuid":
-			value = i.UUID
+			value = o.UUID
 		default:
 			known = false
 		}
@@ -55,7 +53,7 @@ func InstanceName(template string, i *object.Instance) string {
 		return fmt.Sprintf("%"+zero+strconv.Itoa(n)+verb, value)
 	})
 	if !known {
-		return i.UUID
+		return o.UUID
 	}
 	return name
 }
