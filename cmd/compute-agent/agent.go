@@ -266,6 +266,10 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	if err := service.Register(ctx); err != nil {
 		return nil, err
 	}
+	// The first sign of life does not wait for Keystone and Placement.
+	if err := service.Beat(ctx); err != nil {
+		return nil, fmt.Errorf("report the service: %w", err)
+	}
 	clients := newClients(c)
 	kind, kindVersion := h.driver.Version()
 	tracker := resource.New(trackerOptions(c, sources, r, kind, kindVersion), resource.Deps{
@@ -276,9 +280,6 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 			return nil, &permanentError{err}
 		}
 		return nil, err
-	}
-	if err := service.Beat(ctx); err != nil {
-		return nil, fmt.Errorf("report the service: %w", err)
 	}
 	pool, err := idPool(c)
 	if err != nil {

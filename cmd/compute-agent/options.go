@@ -123,7 +123,8 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		RunningDeletedAction: d.RunningDeletedInstanceAction, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
 		TrackInstanceChanges: c.FilterScheduler.TrackInstanceChanges, ResumeGuestsOnHostBoot: d.ResumeGuestsStateOnHostBoot,
 		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
-		IDPool:                 pool, IDsPerInstance: c.LXC.IDsPerInstance,
+		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
+		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
 	}
 }

@@ -54,6 +54,9 @@ type Options struct {
 	ResumeGuestsOnHostBoot  bool // [DEFAULT] resume_guests_state_on_host_boot
 	DefaultAccessIPNetwork  string
 
+	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
+	RootDiskMaxGB     int // largest root disk; 0: no limit
+
 	IDPool         []storage.IDRange // root's subordinate ids
 	IDsPerInstance uint32
 	FlavorPolicy   flavor.Policy

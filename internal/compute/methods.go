@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
-	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -51,17 +50,6 @@ func (m *Manager) methods() map[string]rpc.Handler {
 	return methods
 }
 
-// refusal says how a method that a container cannot serve is refused.
-type refusal struct {
-	event         bool // the method's action event is opened and closed with the error
-	fault, revert bool // as in operation
-	err           func(args rpc.Args) error
-}
-
-func unsupported(what string) func(rpc.Args) error {
-	return func(rpc.Args) error { return exception.NotImplemented(what + " is not supported by the lxc driver") }
-}
-
 // refusals are the methods of compute-rpc's table that are not served, with the class
 // that keeps the server's state and gives the API's caller a proper answer.
 var refusals = map[string]refusal{
@@ -72,9 +60,9 @@ var refusals = map[string]refusal{
 	})},
 	"unrescue_instance":       {event: true, fault: true, revert: true, err: unsupported("unrescue")},
 	"rebuild_instance":        {event: true, fault: true, revert: true, err: unsupported("rebuild")},
-	"snapshot_instance":       {event: true, fault: true, revert: true, err: unsupported("snapshot")},
-	"backup_instance":         {event: true, fault: true, revert: true, err: unsupported("backup")},
-	"shelve_instance":         {event: true, fault: true, revert: true, err: unsupported("shelve")},
+	"snapshot_instance":       {event: true, fault: true, revert: true, err: unsupported("snapshot"), undo: deleteImage},
+	"backup_instance":         {event: true, fault: true, revert: true, err: unsupported("backup"), undo: deleteImage},
+	"shelve_instance":         {event: true, fault: true, revert: true, err: unsupported("shelve"), undo: deleteImage},
 	"shelve_offload_instance": {event: true, fault: true, revert: true, err: unsupported("shelve")},
 	"unshelve_instance":       {event: true, fault: true, revert: true, err: unsupported("unshelve")},
 	"set_admin_password":      {event: true, fault: true, revert: true, err: unsupported("setting the admin password")},
@@ -84,7 +72,7 @@ var refusals = map[string]refusal{
 	})},
 	"unquiesce_instance": {err: unsupported("quiesce")},
 
-	"prep_resize":          {event: true, fault: true, revert: true, err: unsupported("resize")},
+	"prep_resize":          {event: true, fault: true, revert: true, err: unsupported("resize"), undo: revertMove},
 	"resize_instance":      {event: true, fault: true, revert: true, err: unsupported("resize")},
 	"finish_resize":        {event: true, fault: true, revert: true, err: unsupported("resize")},
 	"confirm_resize":       {event: true, fault: true, err: unsupported("resize")},
@@ -145,46 +133,6 @@ var refusals = map[string]refusal{
 	"host_power_action":        {err: unsupported("a host power action")},
 	"host_maintenance_mode":    {err: unsupported("host maintenance mode")},
 	"cache_images":             {err: unsupported("image pre-caching")},
-}
-
-func precheck(what string) func(rpc.Args) error {
-	return func(rpc.Args) error { return exception.MigrationPreCheck(what + " is not supported by the lxc driver") }
-}
-
-func noConsole(args rpc.Args) error {
-	var kind string
-	_ = args.Decode("console_type", &kind) // only for the text
-	return exception.ConsoleTypeUnavailable(kind)
-}
-
-func instanceError(make func(uuid string) error) func(rpc.Args) error {
-	return func(args rpc.Args) error {
-		var inst object.Instance
-		if err := args.Decode("instance", &inst); err != nil {
-			return err
-		}
-		return make(inst.UUID)
-	}
-}
-
-// refuse makes the handler of a refused method. With an instance in its arguments the
-// event, fault and task state are dealt with as for any failed operation.
-func (m *Manager) refuse(method string, r refusal) rpc.Handler {
-	refused := m.onInstance(operation{method: method, event: eventOf(method, r), fault: r.fault, revert: r.revert},
-		func(_ context.Context, _ *object.Instance, args rpc.Args) (any, error) { return nil, r.err(args) })
-	return func(ctx context.Context, args rpc.Args) (any, error) {
-		if _, ok := args["instance"]; !ok {
-			return nil, r.err(args)
-		}
-		return refused(ctx, args)
-	}
-}
-
-func eventOf(method string, r refusal) string {
-	if r.event {
-		return method
-	}
-	return ""
 }
 
 // baseMethods is the base API that every Nova service serves (nova/baserpc.py:BaseRPCAPI).

@@ -13,7 +13,6 @@ import (
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
-	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -41,7 +40,7 @@ type spawn struct {
 func newSpawn(m *Manager, r *buildRequest) *spawn {
 	return &spawn{
 		m: m, r: r, inst: r.Instance, links: map[string]vif.Link{},
-		rec: record{UUID: r.Instance.UUID, Name: notify.InstanceName(m.opts.InstanceNameTemplate, r.Instance), ImageID: r.Image.ID, Created: time.Now().UTC()},
+		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC()},
 	}
 }
 
@@ -245,6 +244,13 @@ func (m *Manager) limits(ctx context.Context, inst *object.Instance) (flavor.Lim
 	}, m.opts.FlavorPolicy)
 	if err != nil {
 		return limits, abortBecause(inst.UUID, err)
+	}
+	if limits.RootGB == 0 {
+		limits.RootGB = m.opts.RootDiskDefaultGB
+	}
+	if m.opts.RootDiskMaxGB > 0 && limits.RootGB > m.opts.RootDiskMaxGB {
+		return limits, exception.ComputeResourcesUnavailable(fmt.Sprintf(
+			"a root disk of %d GB exceeds this host's [lxc] root_disk_max_gb of %d", limits.RootGB, m.opts.RootDiskMaxGB))
 	}
 	for _, w := range warnings {
 		reqctx.Log(ctx).WithField("flavor", f.Name).Warning(w.String())

@@ -1,0 +1,93 @@
+package compute
+
+import (
+	"context"
+
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// refusal says how a method that a container cannot serve is refused.
+type refusal struct {
+	event         bool // the method's action event is opened and closed with the error
+	fault, revert bool // as in operation
+	err           func(args rpc.Args) error
+	// undo takes back what the caller prepared for the method; nil: nothing.
+	undo func(m *Manager, ctx context.Context, inst *object.Instance, args rpc.Args)
+}
+
+// refuse makes the handler of a refused method. With an instance in its arguments the
+// event, fault and task state are dealt with as for any failed operation.
+func (m *Manager) refuse(method string, r refusal) rpc.Handler {
+	op := operation{method: method, fault: r.fault, revert: r.revert}
+	if r.event {
+		op.event = method
+	}
+	refused := m.onInstance(op, func(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
+		if r.undo != nil {
+			r.undo(m, ctx, inst, args)
+		}
+		return nil, r.err(args)
+	})
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		if _, ok := args["instance"]; !ok {
+			return nil, r.err(args)
+		}
+		return refused(ctx, args)
+	}
+}
+
+// deleteImage removes the image that the API made for a snapshot, as nova-compute does
+// when one fails (nova/compute/manager.py:delete_image_on_error).
+func deleteImage(m *Manager, ctx context.Context, _ *object.Instance, args rpc.Args) {
+	var id string
+	if err := args.Decode("image_id", &id); err != nil || id == "" {
+		return
+	}
+	if err := m.Glance.Delete(ctx, id); err != nil {
+		reqctx.Log(ctx).WithField("image_id", id).WithError(err).Warning("image of a refused snapshot not deleted")
+	}
+}
+
+// revertMove gives the instance back the allocation that the conductor moved to the
+// migration, and ends the migration (nova/compute/manager.py:_revert_allocation).
+func revertMove(m *Manager, ctx context.Context, inst *object.Instance, args rpc.Args) {
+	var migration object.Migration
+	if err := args.Decode("migration", &migration); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("refused move has no migration")
+		return
+	}
+	log := reqctx.Log(ctx).WithField("migration", migration.UUID)
+	if err := m.Placement.MoveAllocation(ctx, migration.UUID, inst.UUID); err != nil {
+		log.WithError(err).Error("allocation of a refused move not given back")
+	}
+	if err := m.Conductor.SaveMigration(ctx, &migration, map[string]any{"status": "error"}); err != nil {
+		log.WithError(err).Error("migration of a refused move not ended")
+	}
+}
+
+func unsupported(what string) func(rpc.Args) error {
+	return func(rpc.Args) error { return exception.NotImplemented(what + " is not supported by the lxc driver") }
+}
+
+func precheck(what string) func(rpc.Args) error {
+	return func(rpc.Args) error { return exception.MigrationPreCheck(what + " is not supported by the lxc driver") }
+}
+
+func noConsole(args rpc.Args) error {
+	var kind string
+	_ = args.Decode("console_type", &kind) // only for the text
+	return exception.ConsoleTypeUnavailable(kind)
+}
+
+func instanceError(build func(uuid string) error) func(rpc.Args) error {
+	return func(args rpc.Args) error {
+		var inst object.Instance
+		if err := args.Decode("instance", &inst); err != nil {
+			return err
+		}
+		return build(inst.UUID)
+	}
+}
