@@ -320,7 +320,11 @@ func TestLoadInstance(t *testing.T) {
 		t.Errorf("after the load: %q %v %s %v", inst.Host, inst.Metadata, inst.Data["numa_topology"], inst.IsSet("old_flavor"))
 	}
 	c, _ = client(t, "zed", instance(`{"uuid": "u"}`))
-	if err := c.LoadInstance(t.Context(), inst, "keypairs"); err == nil {
+	if err := c.LoadInstance(t.Context(), inst, "keypairs"); err != nil || inst.Keypairs == nil || len(inst.Keypairs.Objects) != 0 {
+		t.Errorf("a server without keys: %v, %v", err, inst.Keypairs)
+	}
+	c, _ = client(t, "zed", instance(`{"uuid": "u"}`))
+	if err := c.LoadInstance(t.Context(), inst, "ec2_ids"); err == nil {
 		t.Error("an attribute that did not come is no error")
 	}
 }

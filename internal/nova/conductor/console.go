@@ -3,7 +3,7 @@ package conductor
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -29,7 +29,7 @@ func (c *Client) AuthorizeConsoleToken(ctx context.Context, tok *object.ConsoleA
 	}
 	var token string
 	if err := json.Unmarshal(result, &token); err != nil || token == "" {
-		return "", fmt.Errorf("read result of ConsoleAuthToken.authorize: no token")
+		return "", errors.New("read result of ConsoleAuthToken.authorize: no token")
 	}
 	return token, stored(tok, "ConsoleAuthToken", nil, updates)
 }

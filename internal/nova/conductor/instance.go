@@ -219,10 +219,25 @@ func (c *Client) loadJoined(ctx context.Context, inst *object.Instance, attrs []
 	}
 	for _, attr := range wanted {
 		raw, ok := fresh.Data[attr]
+		if !ok && attr == "keypairs" { // a server without keys has no such field (Instance._load_keypairs)
+			if raw, err = c.noKeypairs(); err != nil {
+				return err
+			}
+			ok = true
+		}
 		if !ok {
 			return fmt.Errorf("%s does not come with the row", attr)
 		}
 		found[attr] = raw
 	}
 	return nil
+}
+
+func (c *Client) noKeypairs() (json.RawMessage, error) {
+	none := &object.KeyPairList{Header: object.New("KeyPairList", c.release.ObjectVersion("KeyPairList"))}
+	if err := object.Mark(none, "objects"); err != nil {
+		return nil, err
+	}
+	none.Changes = nil
+	return json.Marshal(none)
 }

@@ -9,7 +9,7 @@ import (
 
 // CreateVIF records a port of an instance; tag is the user's device tag or nil. The
 // address is stored with the port id, so that one MAC may occur on several networks
-// (nova/network/neutron.py:_make_port_update_... objects.VirtualInterface).
+// (nova/network/neutron.py:_update_ports_for_instance).
 func (c *Client) CreateVIF(ctx context.Context, portID, mac, instanceUUID string, tag *string) error {
 	v := &object.VirtualInterface{Address: mac + "/" + portID, InstanceUUID: instanceUUID, UUID: portID}
 	if tag != nil {

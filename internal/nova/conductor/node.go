@@ -2,6 +2,7 @@ package conductor
 
 import (
 	"context"
+	"slices"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -57,7 +58,7 @@ var createFields = []string{"uuid", "host", "cpu_allocation_ratio", "ram_allocat
 // same UUID, deleted or not, is taken over. The failure DuplicateRecord means that
 // another UUID has this host and node name.
 func (c *Client) CreateComputeNode(ctx context.Context, n *object.ComputeNode) error {
-	fields := append(append([]string{}, createFields...), nodeFields...)
+	fields := slices.Concat(createFields, nodeFields)
 	if c.release.SendsServiceID {
 		fields = append(fields, "service_id")
 	}

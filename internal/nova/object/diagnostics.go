@@ -10,8 +10,8 @@ type Diagnostics struct {
 	Uptime        *int               `nova:"uptime,null"` // seconds
 	ConfigDrive   bool               `nova:"config_drive"`
 	MemoryDetails *MemoryDiagnostics `nova:"memory_details"`
-	CPUDetails    []*CpuDiagnostics  `nova:"cpu_details"`
-	NICDetails    []*NicDiagnostics  `nova:"nic_details"`
+	CPUDetails    []*CPUDiagnostics  `nova:"cpu_details"`
+	NICDetails    []*NICDiagnostics  `nova:"nic_details"`
 	DiskDetails   []*DiskDiagnostics `nova:"disk_details"`
 	NumCPUs       int                `nova:"num_cpus"`
 	NumNICs       int                `nova:"num_nics"`
@@ -37,8 +37,8 @@ func (o *MemoryDiagnostics) UnmarshalJSON(b []byte) error { return decode(b, o, 
 // MarshalJSON implements json.Marshaler.
 func (o MemoryDiagnostics) MarshalJSON() ([]byte, error) { return encode(&o) }
 
-// CpuDiagnostics is one CPU of a guest.
-type CpuDiagnostics struct {
+// CPUDiagnostics is one CPU of a guest.
+type CPUDiagnostics struct {
 	Header
 	ID          *int   `nova:"id,null"`
 	Time        *int64 `nova:"time,null"`        // nanoseconds
@@ -46,13 +46,13 @@ type CpuDiagnostics struct {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (o *CpuDiagnostics) UnmarshalJSON(b []byte) error { return decode(b, o, "CpuDiagnostics") }
+func (o *CPUDiagnostics) UnmarshalJSON(b []byte) error { return decode(b, o, "CpuDiagnostics") }
 
 // MarshalJSON implements json.Marshaler.
-func (o CpuDiagnostics) MarshalJSON() ([]byte, error) { return encode(&o) }
+func (o CPUDiagnostics) MarshalJSON() ([]byte, error) { return encode(&o) }
 
-// NicDiagnostics is one interface of a guest.
-type NicDiagnostics struct {
+// NICDiagnostics is one interface of a guest.
+type NICDiagnostics struct {
 	Header
 	MACAddress string `nova:"mac_address,null"`
 	RxOctets   *int64 `nova:"rx_octets,null"`
@@ -68,10 +68,10 @@ type NicDiagnostics struct {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (o *NicDiagnostics) UnmarshalJSON(b []byte) error { return decode(b, o, "NicDiagnostics") }
+func (o *NICDiagnostics) UnmarshalJSON(b []byte) error { return decode(b, o, "NicDiagnostics") }
 
 // MarshalJSON implements json.Marshaler.
-func (o NicDiagnostics) MarshalJSON() ([]byte, error) { return encode(&o) }
+func (o NICDiagnostics) MarshalJSON() ([]byte, error) { return encode(&o) }
 
 // DiskDiagnostics is one disk of a guest.
 type DiskDiagnostics struct {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -60,9 +61,7 @@ func (d Dict) With(key string, value any) (Dict, error) {
 		return d, fmt.Errorf("encode key %s: %w", key, err)
 	}
 	out := Dict{keys: slices.Clone(d.keys), values: make(map[string]json.RawMessage, len(d.values)+1)}
-	for k, v := range d.values {
-		out.values[k] = v
-	}
+	maps.Copy(out.values, d.values)
 	if _, ok := out.values[key]; !ok {
 		out.keys = append(out.keys, key)
 	}

@@ -131,12 +131,12 @@ func majorOf(version string) (int, error) {
 	}
 	var major int
 	for i, p := range parts {
-		n, err := strconv.ParseUint(p, 10, 31)
-		if err != nil {
+		n, err := strconv.Atoi(p)
+		if err != nil || n < 0 {
 			return 0, fmt.Errorf("version %.64q is not of the form X.Y", version)
 		}
 		if i == 0 {
-			major = int(n)
+			major = n
 		}
 	}
 	return major, nil

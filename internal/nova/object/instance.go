@@ -38,7 +38,7 @@ const (
 	TaskStateImagePendingUpload         = "image_pending_upload"
 	TaskStateImageUploading             = "image_uploading"
 	TaskStateImageBackup                = "image_backup"
-	TaskStateUpdatingPassword           = "updating_password" //nolint:gosec // a state, not a credential
+	TaskStateUpdatingPassword           = "updating_password"
 	TaskStateResizePrep                 = "resize_prep"
 	TaskStateResizeMigrating            = "resize_migrating"
 	TaskStateResizeMigrated             = "resize_migrated"

@@ -24,8 +24,8 @@ var basePayloads = map[string]string{
 	"KeypairPayload":                  "1.0",
 }
 
-// payloads2025 are the payloads that gained the field shares in 2025.1.
-var payloads2025 = map[string]string{
+// epoxyPayloads are the payloads that gained the field shares in 2025.1.
+var epoxyPayloads = map[string]string{
 	"InstanceActionPayload":           "1.9",
 	"InstanceActionRebuildPayload":    "1.10",
 	"InstanceActionRescuePayload":     "1.4",
@@ -39,19 +39,19 @@ var payloads2025 = map[string]string{
 
 // Object versions that differ from Zed's, per release, each with those before it.
 var (
-	objects2023_2 = map[string]string{"Instance": "2.8", "Migration": "1.8"}
-	objects2024_1 = with(objects2023_2, map[string]string{
+	bobcatObjects  = map[string]string{"Instance": "2.8", "Migration": "1.8"}
+	caracalObjects = with(bobcatObjects, map[string]string{
 		"ConsoleAuthToken": "1.2", "ImageMetaProps": "1.37", "LibvirtLiveMigrateData": "1.11",
 		"RequestSpec": "1.15", "ShareMapping": "1.0", "ShareMappingList": "1.0",
 	})
-	objects2024_2 = with(objects2024_1, map[string]string{"ImageMetaProps": "1.38", "LibvirtLiveMigrateData": "1.12"})
-	objects2025_1 = with(objects2024_2, map[string]string{
+	dalmatianObjects = with(caracalObjects, map[string]string{"ImageMetaProps": "1.38", "LibvirtLiveMigrateData": "1.12"})
+	epoxyObjects     = with(dalmatianObjects, map[string]string{
 		"ConsoleAuthToken": "1.3", "ImageMetaProps": "1.39", "LibvirtLiveMigrateData": "1.13",
 		"ShareMapping": "1.2", "ShareMetadata": "1.0",
 	})
-	objects2025_2 = with(objects2025_1, map[string]string{"ImageMetaProps": "1.42"})
-	objects2026_1 = with(objects2025_2, map[string]string{"LibvirtLiveMigrateData": "1.14"})
-	objects2026_2 = with(objects2026_1, map[string]string{"ImageMetaProps": "1.44", "ShareMappingList": "1.1"})
+	flamingoObjects = with(epoxyObjects, map[string]string{"ImageMetaProps": "1.42"})
+	gazpachoObjects = with(flamingoObjects, map[string]string{"LibvirtLiveMigrateData": "1.14"})
+	hibiscusObjects = with(gazpachoObjects, map[string]string{"ImageMetaProps": "1.44", "ShareMappingList": "1.1"})
 )
 
 func with(base, more map[string]string) map[string]string {
@@ -81,42 +81,42 @@ var releases = []Release{
 		Name: "2023.2", Alias: "bobcat", Major: 28, ServiceVersion: 66, OldestCompute: 66, ComputeRPC: "6.2", Topics: oneTopic,
 		NodeIdentityFile: true, SendsComputeID: true, PlacementBeforeNode: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: time.Minute,
-		objects: objects2023_2,
+		objects: bobcatObjects,
 	},
 	{
 		Name: "2024.1", Alias: "caracal", Major: 29, ServiceVersion: 67, OldestCompute: 66, ComputeRPC: "6.3", Topics: oneTopic,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, PlacementBeforeNode: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: time.Minute,
-		objects: objects2024_1,
+		objects: caracalObjects,
 	},
 	{
 		Name: "2024.2", Alias: "dalmatian", Major: 30, ServiceVersion: 67, OldestCompute: 66, ComputeRPC: "6.3", Topics: oneTopic,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, PlacementBeforeNode: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: time.Minute,
-		objects: objects2024_2,
+		objects: dalmatianObjects,
 	},
 	{
 		Name: "2025.1", Alias: "epoxy", Major: 31, ServiceVersion: 68, OldestCompute: 66, ComputeRPC: "6.4", Topics: oneTopic,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, PlacementBeforeNode: true, ShareMappings: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: -1,
-		objects: objects2025_1, payloads: payloads2025,
+		objects: epoxyObjects, payloads: epoxyPayloads,
 	},
 	{
 		Name: "2025.2", Alias: "flamingo", Major: 32, ServiceVersion: 70, OldestCompute: 68, ComputeRPC: "6.4", Topics: oneTopic,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, PlacementBeforeNode: true, ShareMappings: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: -1,
-		objects: objects2025_2, payloads: payloads2025,
+		objects: flamingoObjects, payloads: epoxyPayloads,
 	},
 	{
 		Name: "2026.1", Alias: "gazpacho", Major: 33, ServiceVersion: 72, OldestCompute: 68, ComputeRPC: "6.5", Topics: twoTopics,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, PlacementBeforeNode: true, ShareMappings: true, SubnetEnableDHCP: true, ShouldCreateBridge: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: -1,
-		objects: objects2026_1, payloads: payloads2025,
+		objects: gazpachoObjects, payloads: epoxyPayloads,
 	},
 	{
 		Name: "2026.2", Alias: "hibiscus", Major: 34, ServiceVersion: 74, OldestCompute: 72, ComputeRPC: "6.5", Topics: twoTopics,
 		NodeIdentityFile: true, SendsComputeID: true, SendsServiceID: true, OwnerTrait: true, PlacementBeforeNode: true, ShareMappings: true, SubnetEnableDHCP: true,
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, HealInterval: -1,
-		objects: objects2026_2, payloads: payloads2025,
+		objects: hibiscusObjects, payloads: epoxyPayloads,
 	},
 }
