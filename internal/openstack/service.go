@@ -136,8 +136,13 @@ func (s *Service) retry(ctx context.Context, r Request, attempt func() error) er
 	again := s.options.StatusCodeRetries
 	for {
 		err := retryConnect(ctx, s.options.ConnectRetries, s.options.ConnectRetryDelay, r.Method == http.MethodGet, attempt)
-		log := reqctx.Log(ctx).WithField("service", s.options.Section).WithField("elapsed", time.Since(started).Seconds())
-		log.WithField("http_status", Status(err)).Debug(r.Method + " " + r.Path)
+		log := reqctx.Log(ctx).WithFields(map[string]any{
+			"service": s.options.Section, "http_method": r.Method, "path": r.Path, "elapsed": time.Since(started).Seconds(),
+		})
+		if err != nil {
+			log = log.WithError(err)
+		}
+		log.Debug("service request")
 		if err == nil || again == 0 || !slices.Contains(s.options.RetriableStatusCodes, Status(err)) {
 			return err
 		}
@@ -148,17 +153,18 @@ func (s *Service) retry(ctx context.Context, r Request, attempt func() error) er
 	}
 }
 
-// send makes one attempt, and a second one with a new token if the agent's own was refused.
+// send makes one attempt, and a second one with a new token of the agent's if
+// one was among those that the service refused.
 func (s *Service) send(ctx context.Context, r Request) (*http.Response, error) {
 	caller, err := s.caller(ctx, r.User, "")
 	if err != nil {
 		return nil, err
 	}
 	resp, err := s.sendAs(ctx, r, caller)
-	if Status(err) != http.StatusUnauthorized || caller.grant == nil || r.RawBody != nil {
+	if Status(err) != http.StatusUnauthorized || caller.renewable == "" || r.RawBody != nil {
 		return resp, err
 	}
-	if caller, err = s.caller(ctx, r.User, caller.grant.token); err != nil {
+	if caller, err = s.caller(ctx, r.User, caller.renewable); err != nil {
 		return nil, err
 	}
 	return s.sendAs(ctx, r, caller)
@@ -169,7 +175,8 @@ type caller struct {
 	token        reqctx.Secret
 	serviceToken reqctx.Secret
 	catalog      catalog
-	grant        *grant // nil when the token is the user's
+	user         bool          // the token is the user's
+	renewable    reqctx.Secret // the agent's own among the two tokens, if any
 }
 
 // caller decides who makes the request (nova/network/neutron.py:_get_auth_plugin,
@@ -177,13 +184,13 @@ type caller struct {
 func (s *Service) caller(ctx context.Context, user bool, stale reqctx.Secret) (caller, error) {
 	req := reqctx.From(ctx)
 	if user && req.AuthToken != "" {
-		c := caller{token: req.AuthToken, catalog: parseCatalog(req.ServiceCatalog)}
+		c := caller{token: req.AuthToken, catalog: parseCatalog(req.ServiceCatalog), user: true}
 		if s.options.ServiceUser != nil {
-			g, err := s.options.ServiceUser.grant(ctx, "")
+			g, err := s.options.ServiceUser.grant(ctx, stale)
 			if err != nil {
 				return caller{}, err
 			}
-			c.serviceToken = g.token
+			c.serviceToken, c.renewable = g.token, g.token
 		}
 		return c, nil
 	}
@@ -198,7 +205,7 @@ func (s *Service) caller(ctx context.Context, user bool, stale reqctx.Secret) (c
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{token: g.token, catalog: g.catalog, grant: g}, nil
+	return caller{token: g.token, catalog: g.catalog, renewable: g.token}, nil
 }
 
 var okCodes = []int{200, 201, 202, 203, 204, 205, 206}
@@ -240,7 +247,7 @@ func (s *Service) endpoint(ctx context.Context, r Request, c caller) (string, er
 	if found := cmp.Or(r.Endpoint, s.options.EndpointOverride, c.catalog.find(&s.options)); found != "" {
 		return withVersion(found, s.options.Version), nil
 	}
-	if session := cmp.Or(s.options.Session, s.options.ServiceUser); c.grant == nil && session != nil {
+	if session := cmp.Or(s.options.Session, s.options.ServiceUser); c.user && session != nil {
 		g, err := session.grant(ctx, "")
 		if err != nil {
 			return "", err

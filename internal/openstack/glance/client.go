@@ -89,7 +89,7 @@ func classify(err error) error {
 	if err == nil {
 		return nil
 	}
-	sentinel := error(nil)
+	var sentinel error
 	switch openstack.Status(err) {
 	case http.StatusBadRequest:
 		sentinel = ErrBadRequest

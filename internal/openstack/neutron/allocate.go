@@ -74,7 +74,9 @@ type allocation struct {
 	attached []string   // ports to be released on failure
 }
 
-// run works on all entries at once.
+// run works on all entries at once. After a failure no further call begins, but
+// one that is under way is seen through: a creation that is given up may happen
+// all the same, and then nobody would know of the port.
 func (a *allocation) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelPorts)
@@ -162,8 +164,12 @@ func (a *allocation) create(ctx context.Context, e *entry, more map[string]any) 
 		body["security_groups"] = a.plan.groups
 	}
 	maps.Copy(body, more)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
 	var answer portBody
-	if err := a.client.do(ctx, asUser, http.MethodPost, "/ports", nil, map[string]any{"port": body}, &answer); err != nil {
+	err := a.client.do(context.WithoutCancel(ctx), asUser, http.MethodPost, "/ports", nil, map[string]any{"port": body}, &answer)
+	if err != nil {
 		return nil, createError(err, e.NetworkID, e.FixedIP)
 	}
 	port := &answer.Port
@@ -192,7 +198,10 @@ func (a *allocation) bind(ctx context.Context, id string, own *Port, network *Ne
 			body["binding:profile"] = profile
 		}
 	}
-	return a.client.updatePort(ctx, asAdmin, id, body)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	return a.client.updatePort(context.WithoutCancel(ctx), asAdmin, id, body)
 }
 
 func (a *allocation) binding(network *Network) map[string]any {

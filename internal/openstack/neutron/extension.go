@@ -17,6 +17,13 @@ const (
 	extRouter          = "router"
 )
 
+// Warm authenticates and reads Neutron's extensions, so that the first boot does
+// not wait for either. A failure means nothing for later calls.
+func (c *Client) Warm(ctx context.Context) error {
+	_, err := c.knownExtensions(ctx)
+	return err
+}
+
 // extensionSet is the set of aliases of the extensions that Neutron has. It is never modified.
 type extensionSet map[string]bool
 

@@ -3,8 +3,11 @@ package neutron
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
+
+	"github.com/compute-agent/compute-agent/internal/openstack"
 )
 
 // maxDeviceName is where Nova cuts names of devices and bridges.
@@ -112,6 +115,9 @@ func (c *Client) floatingIPs(ctx context.Context, portIDs []string) (map[[2]stri
 		return nil, err
 	}
 	all, err := list[FloatingIP](ctx, c, asAdmin, "floatingips", "port_id", portIDs, nil)
+	if openstack.Status(err) == http.StatusNotFound {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list floating ips: %w", err)
 	}

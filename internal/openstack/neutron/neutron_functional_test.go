@@ -4,6 +4,7 @@ package neutron
 
 import (
 	"context"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -118,6 +119,55 @@ func allocateOnce(ctx context.Context, t *testing.T, c *Client, networkID, proje
 	require.NoError(t, c.Deallocate(ctx, instance, nil), "again")
 }
 
+// TestOwnPort binds a port that the user made, with the refusals that concern
+// it, and gives it back.
+func TestOwnPort(t *testing.T) {
+	cloud := ostest.Need(t)
+	c, networkID := newFunctional(t, cloud)
+	ctx, projectID := cloud.Context(t, "demo", "demo", "member")
+	var own portBody
+	require.NoError(t, c.do(ctx, asUser, http.MethodPost, "/ports", nil, map[string]any{"port": map[string]any{"network_id": networkID}}, &own))
+	t.Cleanup(func() { _ = c.DeletePort(context.WithoutCancel(ctx), own.Port.ID) })
+	r := AllocateRequest{
+		InstanceUUID: uuid.NewString(), ProjectID: projectID, Host: hostName(t), Hostname: "functional",
+		Networks: []RequestedNetwork{{PortID: own.Port.ID}},
+	}
+	a, err := c.AllocateForInstance(ctx, r)
+	require.NoError(t, err)
+	require.Equal(t, []string{own.Port.ID}, a.Preexisting())
+	require.Equal(t, "compute:None", a.Ports[0].DeviceOwner)
+	info, err := c.NetworkInfo(ctx, InfoRequest{Allocation: a})
+	require.NoError(t, err)
+	require.True(t, info[0].PreserveOnDelete)
+
+	other := r
+	other.InstanceUUID = uuid.NewString()
+	_, err = c.AllocateForInstance(ctx, other)
+	require.ErrorIs(t, err, ErrPortInUse)
+	require.NoError(t, c.Deallocate(ctx, other.InstanceUUID, []string{own.Port.ID}), "what the failed build of the other does")
+	p, err := c.Port(ctx, own.Port.ID)
+	require.NoError(t, err)
+	require.Equal(t, r.InstanceUUID, p.DeviceID, "the port stays with its server")
+
+	other.ProjectID = uuid.NewString()
+	_, err = c.AllocateForInstance(ctx, other)
+	require.ErrorIs(t, err, ErrPortNotUsable)
+	other.ProjectID, other.Networks = projectID, []RequestedNetwork{{NetworkID: networkID, FixedIP: "192.0.2.1"}}
+	_, err = c.AllocateForInstance(ctx, other)
+	require.Error(t, err) // policy forbids tenants addresses on a network of others
+	left, err := c.Ports(ctx, other.InstanceUUID, "")
+	require.NoError(t, err)
+	require.Empty(t, left)
+
+	require.NoError(t, c.BindToHost(ctx, BindRequest{InstanceUUID: r.InstanceUUID, ProjectID: projectID, Host: hostName(t)}))
+	require.NoError(t, c.Deallocate(ctx, r.InstanceUUID, []string{own.Port.ID}))
+	p, err = c.Port(ctx, own.Port.ID)
+	require.NoError(t, err)
+	require.Empty(t, p.DeviceID)
+	require.Empty(t, p.HostID)
+	require.Equal(t, vifTypeUnbound, p.VIFType)
+}
+
 // TestAllocateTimes reports how long one port takes in the two ways.
 func TestAllocateTimes(t *testing.T) {
 	cloud := ostest.Need(t)
@@ -138,6 +188,7 @@ func TestAllocateTimes(t *testing.T) {
 				InstanceUUID: uuid.NewString(), ProjectID: projectID, Host: hostName(t), Hostname: "functional",
 				Networks: []RequestedNetwork{{NetworkID: networkID}},
 			}
+			t.Cleanup(func() { _ = c.Deallocate(context.WithoutCancel(ctx), r.InstanceUUID, nil) })
 			started := time.Now()
 			_, err := c.check(ctx, &r)
 			require.NoError(t, err)
