@@ -243,6 +243,7 @@ func newNotifier(c *config.Config, bus *rabbit.Transport) (*rpc.Notifier, func()
 // session is the agent once it has its place in the control plane.
 type session struct {
 	release release.Release
+	neutron *neutron.Client
 	service *compute.Service
 	manager *compute.Manager
 	roots   storage.Backend
@@ -294,7 +295,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 		return nil, err
 	}
 	reqctx.Log(ctx).WithFields(logrus.Fields{"release": r.Name, "elapsed_ms": time.Since(started).Milliseconds()}).Info("registered with the control plane")
-	return &session{release: r, service: service, manager: manager, roots: h.roots}, nil
+	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, roots: h.roots}, nil
 }
 
 // controlPlaneRelease is the operator's [lxc] release, or what the control plane says it is.
@@ -329,6 +330,10 @@ type clients struct {
 
 func newClients(c *config.Config) clients {
 	pool := &openstack.Pool{UserAgent: "compute-agent/" + version}
+	// http_retries of [neutron] is older than keystoneauth's connect_retries and means the same.
+	if c.Neutron.Auth.ConnectRetries == 0 {
+		c.Neutron.Auth.ConnectRetries = c.Neutron.HTTPRetries
+	}
 	var serviceUser *openstack.Session
 	if c.ServiceUser.SendServiceUserToken {
 		serviceUser = pool.Session(authOptions("service_user", &c.ServiceUser.Auth))
@@ -367,6 +372,13 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 		g.Go(func() error { return server.Run(gctx) })
 	}
 	g.Go(func() error { return s.service.Report(gctx) })
+	g.Go(func() error {
+		// The first boot does not wait for Keystone; whatever fails here is tried again there.
+		if err := s.neutron.Warm(reqctx.With(gctx, reqctx.Admin())); err != nil && gctx.Err() == nil {
+			reqctx.Log(gctx).WithError(err).Warning("neutron not reached yet")
+		}
+		return nil
+	})
 	g.Go(func() error { return s.manager.WatchGuests(gctx) })
 	if c.Default.PeriodicEnable {
 		g.Go(func() error { return s.manager.RunPeriodicTasks(gctx) })
