@@ -18,8 +18,11 @@ type download struct {
 	limit   int64 // most bytes, 0: no limit
 	retries int
 	delay   time.Duration
+	stall   time.Duration // longest silence of a connection
 
 	body   io.ReadCloser // nil: to be opened at offset
+	cancel func()        // ends the connection of body
+	silent *time.Timer   // calls cancel
 	offset int64
 	failed int // attempts in a row without a byte
 	err    error
@@ -46,13 +49,13 @@ func (d *download) Read(p []byte) (int, error) {
 // attempt reads once, opening the source if needed. io.EOF means complete.
 func (d *download) attempt(p []byte) (int, error) {
 	if d.body == nil {
-		body, err := d.src.Open(d.ctx, d.offset)
-		if err != nil {
+		if err := d.open(); err != nil {
 			return 0, err
 		}
-		d.body = body
 	}
+	d.silent.Reset(d.stall)
 	n, err := d.body.Read(p)
+	d.silent.Stop()
 	if n == 0 && errors.Is(err, io.EOF) {
 		if d.size > 0 && d.offset < d.size {
 			return 0, fmt.Errorf("connection ended after %d of %d bytes: %w", d.offset, d.size, io.ErrUnexpectedEOF)
@@ -61,6 +64,27 @@ func (d *download) attempt(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// open connects at the offset that has been reached. A connection that is silent for
+// too long is ended, which shows as an error of the read that waits for it.
+func (d *download) open() error {
+	ctx, cancel := context.WithCancelCause(d.ctx)
+	d.cancel = func() { cancel(nil) }
+	d.silent = time.AfterFunc(d.stall, func() { cancel(errStalled) })
+	body, err := d.src.Open(ctx, d.offset)
+	d.silent.Stop()
+	if err != nil {
+		if cause := context.Cause(ctx); d.ctx.Err() == nil && cause != nil {
+			err = cause
+		}
+		cancel(nil)
+		return err
+	}
+	d.body = body
+	return nil
+}
+
+var errStalled = errors.New("connection is silent")
 
 // again decides what an error means: nil to try again after a pause.
 func (d *download) again(err error) error {
@@ -113,5 +137,7 @@ func (d *download) Close() error {
 	}
 	body := d.body
 	d.body = nil
+	d.silent.Stop()
+	defer d.cancel()
 	return body.Close()
 }

@@ -96,16 +96,15 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 		return content{}, fmt.Errorf("make staging directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, removeAll(stage)) }()
-	tree := filepath.Join(stage, "tree")
-	if err := os.Mkdir(tree, 0o755); err != nil { //nolint:gosec // the store itself is closed to others
+	if err := os.Mkdir(filepath.Join(stage, "tree"), 0o755); err != nil { //nolint:gosec // the store itself is closed to others
 		return content{}, fmt.Errorf("make staging directory: %w", err)
 	}
 
-	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay}
+	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay, stall: s.o.StallTimeout}
 	defer body.Close()
 	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, next: time.Now().Add(progressInterval)}
 	in := bufio.NewReaderSize(counted, sniffSize)
-	stats, err := s.unpackStream(ctx, in, tree)
+	stats, err := s.unpackStream(ctx, in, stage)
 	if err := s.conclude(in, body, sums, err); err != nil {
 		return content{}, err
 	}
@@ -161,7 +160,8 @@ func (s *Store) conclude(in io.Reader, body *download, sums *digest, err error) 
 }
 
 // unpackStream recognises the stream and unpacks it.
-func (s *Store) unpackStream(ctx context.Context, in *bufio.Reader, tree string) (unpack.Stats, error) {
+func (s *Store) unpackStream(ctx context.Context, in *bufio.Reader, stage string) (unpack.Stats, error) {
+	tree := filepath.Join(stage, "tree")
 	head, err := in.Peek(sniffSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return unpack.Stats{}, err
@@ -172,7 +172,7 @@ func (s *Store) unpackStream(ctx context.Context, in *bufio.Reader, tree string)
 	case formatGzip, formatXZ, formatZstd, formatBzip2:
 		return s.unpackCompressed(ctx, f, name, in, tree)
 	case formatSquashfs:
-		return unpack.Stats{}, &refused{found: "a squashfs file system", want: acceptable, certain: true}
+		return s.unsquash(ctx, in, stage)
 	case formatUnknown, formatEmpty, formatForeign:
 		return unpack.Stats{}, &refused{found: name, want: acceptable, certain: f == formatForeign}
 	}
@@ -205,12 +205,7 @@ func (s *Store) unpackCompressed(ctx context.Context, f format, name string, in 
 // untar unpacks the archive and reads on to the end of the stream: blocks of
 // padding follow the end mark, and the decompressor checks its sums at the end.
 func (s *Store) untar(ctx context.Context, r io.Reader, tree string) (unpack.Stats, error) {
-	stats, err := unpack.Tar(ctx, r, tree, unpack.Limits{
-		Entries: s.o.MaxEntries,
-		Bytes:   s.o.MaxUnpackedBytes,
-		Reserve: s.o.ReserveBytes,
-		MaxID:   maxID,
-	})
+	stats, err := unpack.Tar(ctx, r, tree, s.limits())
 	if err != nil {
 		return stats, err
 	}
@@ -219,6 +214,10 @@ func (s *Store) untar(ctx context.Context, r io.Reader, tree string) (unpack.Sta
 		err = tooLarge(n, fmt.Sprintf("more than %d bytes behind the end of the archive", n))
 	}
 	return stats, err
+}
+
+func (s *Store) limits() unpack.Limits {
+	return unpack.Limits{Entries: s.o.MaxEntries, Bytes: s.o.MaxUnpackedBytes, Reserve: s.o.ReserveBytes, MaxID: maxID}
 }
 
 // publish makes a complete image visible. The same bytes may have come under

@@ -82,6 +82,7 @@ type Options struct {
 	Timeout          time.Duration // of one import; 0: 1 h
 	Retries          int           // attempts in a row without progress; 0: 4, Nova's 1 + num_retries
 	RetryDelay       time.Duration // between attempts; 0: 1 s
+	StallTimeout     time.Duration // longest silence of a connection; 0: 60 s
 	Parallel         int           // imports at the same time; 0: 2
 	XZ               string        // path of the xz program; empty: /usr/bin/xz
 	Unsquashfs       string        // path of unsquashfs; empty: /usr/bin/unsquashfs
@@ -94,6 +95,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Timeout, time.Hour)
 	setDefault(&o.Retries, 4)
 	setDefault(&o.RetryDelay, time.Second)
+	setDefault(&o.StallTimeout, time.Minute)
 	setDefault(&o.Parallel, 2)
 	setDefault(&o.XZ, "/usr/bin/xz")
 	setDefault(&o.Unsquashfs, "/usr/bin/unsquashfs")

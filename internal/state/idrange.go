@@ -1,9 +1,11 @@
 package state
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	bolt "go.etcd.io/bbolt"
@@ -82,37 +84,28 @@ func readRanges(b *bolt.Bucket) (map[string]storage.IDRange, error) {
 	return taken, err
 }
 
-// firstFree finds the lowest free block. Arithmetic is in 64 bits: a range may end at 2^32.
+// idLimit is the first number that is no id: 2^32-1 means "none" to the kernel.
+const idLimit = 1<<32 - 1
+
+// firstFree finds the lowest free block. Arithmetic is in 64 bits, since sums leave 32.
 func firstFree(pool []storage.IDRange, taken map[string]storage.IDRange, size uint32) (storage.IDRange, bool) {
-	used := make([]storage.IDRange, 0, len(taken))
-	for _, r := range taken {
-		used = append(used, r)
-	}
-	slices.SortFunc(used, func(a, b storage.IDRange) int {
-		switch {
-		case a.Base < b.Base:
-			return -1
-		case a.Base > b.Base:
-			return 1
-		}
-		return 0
-	})
+	used := slices.SortedFunc(maps.Values(taken), func(a, b storage.IDRange) int { return cmp.Compare(a.Base, b.Base) })
 	step := uint64(size)
 	for _, p := range pool {
-		begin, limit := uint64(p.Base), uint64(p.Base)+uint64(p.Size)
+		begin, limit := uint64(p.Base), min(uint64(p.Base)+uint64(p.Size), idLimit)
 		candidate := begin
 		for _, u := range used {
-			if uint64(u.Base)+uint64(u.Size) <= candidate {
+			end := uint64(u.Base) + uint64(u.Size)
+			if end <= candidate {
 				continue
 			}
 			if uint64(u.Base) >= candidate+step {
 				break
 			}
-			past := uint64(u.Base) + uint64(u.Size) - begin
-			candidate = begin + (past+step-1)/step*step
+			candidate = begin + (end-begin+step-1)/step*step
 		}
 		if candidate+step <= limit {
-			return storage.IDRange{Base: uint32(candidate), Size: size}, true
+			return storage.IDRange{Base: uint32(candidate), Size: size}, true //nolint:gosec // below idLimit
 		}
 	}
 	return storage.IDRange{}, false

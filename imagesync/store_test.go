@@ -1,0 +1,191 @@
+package imagesync
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func reopen(t *testing.T, s *Store) *Store {
+	t.Helper()
+	require.NoError(t, s.Close())
+	again, err := Open(s.o)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = again.Close() })
+	return again
+}
+
+func TestReferences(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	data := plainTar(t, 10)
+	_, err := s.Sync(t.Context(), request("one", data))
+	require.NoError(t, err)
+	two, err := s.Sync(t.Context(), request("two", data))
+	require.NoError(t, err)
+
+	require.ErrorIs(t, s.Acquire("three", "instance"), ErrNotFound)
+	require.NoError(t, s.Acquire("one", "instance"))
+	require.NoError(t, s.Acquire("one", "instance"))
+	require.NoError(t, s.Acquire("one", "other"))
+	require.NoError(t, s.Release("one", "other"))
+	require.NoError(t, s.Release("one", "other"))
+	require.NoError(t, s.Release("three", "other"))
+	s = reopen(t, s)
+	one, ok, err := s.Get(t.Context(), "one")
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []string{"instance"}, one.Instances)
+	require.Equal(t, two.Path, one.Path)
+	require.ErrorIs(t, s.Remove(t.Context(), "one"), ErrInUse)
+	require.NoError(t, s.Remove(t.Context(), "two"))
+	require.DirExists(t, one.Path, "the other id needs it")
+	require.NoError(t, s.Release("one", "instance"))
+	require.NoError(t, s.Remove(t.Context(), "one"))
+	require.NoError(t, s.Remove(t.Context(), "one"))
+	requireClean(t, s)
+	_, ok, err = s.Get(t.Context(), "one")
+	require.NoError(t, err)
+	require.False(t, ok)
+}
+
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	for _, id := range []string{"old", "used", "new"} {
+		_, err := s.Sync(t.Context(), request(id, plainTar(t, len(id))))
+		require.NoError(t, err)
+	}
+	require.NoError(t, s.Acquire("used", "instance"))
+	long := time.Now().Add(-48 * time.Hour)
+	for _, id := range []string{"old", "used"} {
+		require.NoError(t, os.Chtimes(s.path("aliases", id+".json"), long, long))
+	}
+	s = reopen(t, s)
+	removed, err := s.Prune(t.Context(), 24*time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, []string{"old"}, removed)
+	images, err := s.List(t.Context())
+	require.NoError(t, err)
+	require.Len(t, images, 2)
+	require.Len(t, readDir(t, s.path("images")), 2)
+	require.Empty(t, readDir(t, s.path("staging")))
+	// Asked for again, an image is young again.
+	require.NoError(t, os.Chtimes(s.path("aliases", "new.json"), long, long))
+	s = reopen(t, s)
+	_, err = s.Sync(t.Context(), request("new", plainTar(t, 3)))
+	require.NoError(t, err)
+	removed, err = s.Prune(t.Context(), 24*time.Hour)
+	require.NoError(t, err)
+	require.Empty(t, removed)
+}
+
+func TestPruneOrphan(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	data := plainTar(t, 10)
+	img, err := s.Sync(t.Context(), request("image", data))
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Remove(s.path("aliases", "image.json"))) // a crash between content and alias
+	s, err = Open(s.o)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	src := &bytesSource{data: data}
+	r := request("image", data)
+	r.Source = src
+	again, err := s.Sync(t.Context(), r)
+	require.NoError(t, err)
+	require.Equal(t, img.Path, again.Path)
+	require.Zero(t, src.opens(), "the content is known by its hash")
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Remove(s.path("aliases", "image.json")))
+	s, err = Open(s.o)
+	require.NoError(t, err)
+	_, err = s.Prune(t.Context(), 0)
+	require.NoError(t, err)
+	requireClean(t, s)
+	require.NoError(t, s.Close())
+}
+
+func TestLocked(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	_, err := Open(s.o)
+	require.ErrorIs(t, err, ErrLocked)
+	_, err = Open(Options{Dir: "relative"})
+	require.Error(t, err)
+}
+
+// TestRecovery: what crashes and power cuts leave.
+func TestRecovery(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	data := plainTar(t, 10)
+	img, err := s.Sync(t.Context(), request("image", data))
+	require.NoError(t, err)
+	require.NoError(t, s.Acquire("image", "instance"))
+	_, err = s.Sync(t.Context(), request("cut", plainTar(t, 20)))
+	require.NoError(t, err)
+	cut, _, err := s.Get(t.Context(), "cut")
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+
+	info, err := os.Stat(s.o.Dir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+	var c content
+	_, err = readJSON(s.path("images", img.Fingerprint, "image.json"), &c)
+	require.NoError(t, err)
+	require.Empty(t, c.BootID, "the data is on disk after Close")
+
+	require.NoError(t, os.MkdirAll(s.path("staging", "import-1", "tree", "etc"), 0o700))
+	require.NoError(t, os.WriteFile(s.path("staging", "record-1"), []byte("{"), 0o600))
+	require.NoError(t, os.WriteFile(s.path("aliases", "broken.json"), nil, 0o600))
+	require.NoError(t, os.Mkdir(s.path("images", "half"), 0o700))
+	// One image of a kernel that is gone and never reached the disk, one record that a power cut emptied.
+	c.BootID = "of another boot"
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.path("images", img.Fingerprint, "image.json"), text, 0o600))
+	require.NoError(t, os.Truncate(s.path("images", cut.Fingerprint, "image.json"), 0))
+
+	s, err = Open(s.o)
+	require.NoError(t, err)
+	defer s.Close()
+	requireClean(t, s)
+	again, err := s.Sync(t.Context(), request("image", data))
+	require.NoError(t, err)
+	require.Equal(t, img.Path, again.Path)
+	require.Equal(t, []string{"instance"}, again.Instances, "the reference outlives the image")
+	require.FileExists(t, filepath.Join(again.Path, "etc/hostname"))
+}
+
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	require.NoError(t, s.Close())
+	_, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
+	require.ErrorIs(t, err, os.ErrClosed)
+}
+
+// TestCloseCancels: Close does not wait for a slow server.
+func TestCloseCancels(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	src := &bytesSource{data: []byte("x"), block: make(chan struct{})}
+	r := request("image", plainTar(t, 10))
+	r.Source = src
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Sync(t.Context(), r)
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return src.opens() == 1 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, s.Close())
+	require.Error(t, <-done)
+}
