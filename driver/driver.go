@@ -105,15 +105,19 @@ type Driver interface {
 	// The root disk and the links are the caller's. ErrExists if another spec of that name is recorded.
 	Create(ctx context.Context, spec Spec, rootfs string) error
 	// Start runs the guest with these NICs; a running guest is left alone.
-	// A failure carries the liblxc ERROR line and leaves the links in the host's namespace.
+	// It returns once the guest's init runs, and never with a guest that shares a namespace with the host.
+	// A failure carries the liblxc ERROR lines and leaves no process, cgroup or mount. A guest that fails late
+	// takes its links with it (lxc issue 4409), which the error says: Plug again before the next Start.
 	Start(ctx context.Context, uuid string, nics []NIC) error
 	// Stop ends the guest: cleanly within timeout, asking again every retry interval, then by force. Zero timeout: by force at once.
+	// The links are on the host again when it returns. ErrTimeout: a process sits in the kernel and does not die; ask again later.
 	Stop(ctx context.Context, uuid string, timeout, retry time.Duration) error
 	// Shutdown asks the guest to halt and waits at most timeout; false: it still runs.
 	Shutdown(ctx context.Context, uuid string, timeout time.Duration) (bool, error)
 	// Destroy stops by force and removes the record, configuration, log and console file.
 	Destroy(ctx context.Context, uuid string) error
-	// Pause freezes every process of the guest, Unpause lets them go on.
+	// Pause freezes every process of the guest, Unpause lets them go on. ErrNotRunning for a guest that is shut down;
+	// ErrTimeout: a process cannot be frozen, and the guest runs on.
 	Pause(ctx context.Context, uuid string) error
 	Unpause(ctx context.Context, uuid string) error
 	// Info tells the state now, from the kernel and not from a cache.
@@ -122,9 +126,11 @@ type Driver interface {
 	ConsoleLog(ctx context.Context, uuid string, limit int) ([]byte, error)
 	// List returns the specs recorded on this host, and no foreign containers.
 	List(ctx context.Context) ([]Spec, error)
-	// Events delivers power state changes until ctx ends, those of guests started before this process included.
+	// Events delivers power state changes until ctx ends, when the channel is closed; those of guests started before this
+	// process included. A guest that reboots itself makes no event. Every call has a stream of its own.
 	Events(ctx context.Context) <-chan Event
 	// Exec runs a command inside the guest and returns its exit status; output goes to the writers of cmd.
+	// ErrNotRunning: the guest is shut down or paused. ErrTimeout: ctx ended first, and the command was killed.
 	Exec(ctx context.Context, uuid string, cmd Command) (int, error)
 	// Version describes the driver for ComputeNode: hypervisor_type and hypervisor_version.
 	Version() (name string, version int)

@@ -43,7 +43,10 @@ func attach() (int, error) {
 	}
 	o := lxc.DefaultAttachOptions
 	o.ClearEnv, o.Env = true, r.Env
-	o.UID, o.GID, o.Groups = 0, 0, []int{0}
+	// Never o.Groups: go-lxc then clears every other flag (lxc-binding.c:go_lxc_attach_no_wait,
+	// "attach_flags &= LXC_ATTACH_SETGROUPS"), and the command would run in the agent's cgroup
+	// with all capabilities. Without it liblxc drops the supplementary groups.
+	o.UID, o.GID = 0, 0
 	o.StdinFd, o.StdoutFd, o.StderrFd = 0, 1, 2
 	pid, err := c.RunCommandNoWait(r.Args, o)
 	if err != nil {

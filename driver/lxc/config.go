@@ -2,17 +2,21 @@ package lxc
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/compute-agent/compute-agent/driver"
 )
 
 // plan is everything that a container's configuration depends on: the record and
 // what was found out about the host and the root file system.
 type plan struct {
 	record
+	NICs []driver.NIC
 
 	init         initSystem
 	idmapRootFS  bool   // liblxc shall shift the ids of the root file system by an id-mapped mount
@@ -26,22 +30,31 @@ type plan struct {
 	consoleBytes int64  // size of one of its two files
 }
 
+// minConsoleFile is a page.
+const minConsoleFile = 4096
+
 // writeConfig renders the configuration of an instance and puts it where liblxc reads it.
-func (d *Driver) writeConfig(r record) error {
-	p, err := d.plan(r)
+func (d *Driver) writeConfig(ctx context.Context, r record, nics []driver.NIC) error {
+	p, err := d.plan(ctx, r, nics)
 	if err != nil {
 		return err
 	}
+	// Not durable: it is written anew before every start.
+	return writeFile(d.configFile(r.Spec.Name), []byte(p.render()), false)
+}
+
+func (p *plan) render() string {
 	var b strings.Builder
 	for _, i := range p.items() {
 		fmt.Fprintf(&b, "%s = %s\n", i.key, i.value)
 	}
-	return writeFile(d.configFile(r.Spec.Name), []byte(b.String()))
+	return b.String()
 }
 
-func (d *Driver) plan(r record) (plan, error) {
+func (d *Driver) plan(ctx context.Context, r record, nics []driver.NIC) (plan, error) {
 	p := plan{
 		record:       r,
+		NICs:         nics,
 		init:         detectInit(r.RootFS),
 		layout:       d.cgroups.layout,
 		swapAccount:  d.swapAccount(),
@@ -49,9 +62,9 @@ func (d *Driver) plan(r record) (plan, error) {
 		appArmor:     d.appArmor(),
 		lxcfs:        d.lxcfs(),
 		console:      d.consoleFile(r.Spec.Name),
-		consoleBytes: d.o.ConsoleSize / 2,
+		consoleBytes: consoleFileSize(d.o.ConsoleSize),
 	}
-	if err := p.inspectRootFS(); err != nil {
+	if err := p.inspectRootFS(ctx); err != nil {
 		return plan{}, err
 	}
 	return p, nil
@@ -103,7 +116,11 @@ func (p *plan) deviceAndMountItems() []item {
 		"/dev/net/tun dev/net/tun none bind,create=file,optional",
 		"mqueue dev/mqueue mqueue rw,relatime,create=dir,optional",
 		"/sys/fs/fuse/connections sys/fs/fuse/connections none bind,optional",
-		"tmpfs sys/firmware tmpfs ro,nosuid,nodev,noexec,optional", // the host's, none of the guest's business
+	}
+	// The host's, none of the guest's business; and systemd, finding something mounted
+	// there, does not fail to mount them itself.
+	for _, dir := range []string{"sys/firmware", "sys/kernel/config", "sys/kernel/debug", "sys/kernel/tracing"} {
+		entries = append(entries, "tmpfs "+dir+" tmpfs ro,nosuid,nodev,noexec,optional")
 	}
 	if p.Spec.Limits.Nested {
 		// The kernel lets a nested user namespace mount proc and sysfs only if it sees
@@ -122,6 +139,16 @@ func (p *plan) deviceAndMountItems() []item {
 		items = append(items, item{"lxc.mount.entry", e + " 0 0"})
 	}
 	return items
+}
+
+// consoleFileSize is the largest size of one of two files that together keep within a
+// bound. liblxc takes powers of two, rounds up, and wants a page at least.
+func consoleFileSize(bound int64) int64 {
+	size := int64(minConsoleFile)
+	for size*4 <= bound {
+		size *= 2
+	}
+	return size
 }
 
 // consoleItems: without a ring buffer the monitor writes the log as it comes, and with

@@ -10,7 +10,7 @@
 //
 // On disk, all owned by root:
 //
-//	<StateDir>/<uuid>.json       the record: spec, root file system, NICs of the last start
+//	<StateDir>/<uuid>.json       the record: spec and root file system
 //	<LXCPath>/<name>/config      liblxc's configuration, rendered anew at every start
 //	<LogDir>/<name>/lxc.log      liblxc's own log of the last start (lxc.log.1: the one before)
 //	<LogDir>/<name>/console.log  console output, rotated by the monitor to console.log.1

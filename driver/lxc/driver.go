@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +36,7 @@ type Options struct {
 	LogDir   string // logs and console files
 
 	// ConsoleSize bounds the console output kept per instance, in bytes; 0: 1 MiB.
-	// liblxc rounds to a power of two and keeps two files of half the size.
+	// The monitor keeps two files, of a power of two each, that stay within it together.
 	ConsoleSize int64
 	// AppArmor is ModeAuto (default), ModeGenerated, ModeUnconfined or the name of a loaded profile.
 	AppArmor string
@@ -108,6 +109,9 @@ func (o *Options) complete() error {
 	if o.SeccompProfile != "" && !plainPath(o.SeccompProfile) {
 		return fmt.Errorf("option SeccompProfile: %q is not an absolute, clean path without blanks", o.SeccompProfile)
 	}
+	if strings.ContainsAny(o.AppArmor, " \t\n\r") {
+		return fmt.Errorf("option AppArmor: %q is no name of a profile", o.AppArmor)
+	}
 	if o.AppArmor == "" {
 		o.AppArmor = ModeAuto
 	}
@@ -138,11 +142,6 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 		return fmt.Errorf("create instance %s: %w", spec.UUID, err)
 	}
 	rec := record{Spec: spec, RootFS: rootfs}
-	if old, err := d.load(spec.UUID); err == nil {
-		rec.NICs = old.NICs
-	} else if !errors.Is(err, driver.ErrNotFound) {
-		return err
-	}
 	// The record goes first: a directory without a record of its name is a foreign container's.
 	if err := d.save(rec); err != nil {
 		return err
@@ -152,7 +151,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	return d.writeConfig(rec)
+	return d.writeConfig(ctx, rec, nil)
 }
 
 // nameFree reports ErrExists if the name belongs to another instance or to a container that is not ours.
@@ -205,7 +204,7 @@ func (d *Driver) Info(ctx context.Context, uuid string) (driver.Info, error) {
 		return driver.Info{}, err
 	}
 	g, err := d.settled(ctx, rec.Spec.Name)
-	if err != nil {
+	if err != nil && !errors.Is(err, driver.ErrExists) { // someone else's container of that name
 		return driver.Info{}, err
 	}
 	if !g.running() {
@@ -227,7 +226,7 @@ func (d *Driver) Info(ctx context.Context, uuid string) (driver.Info, error) {
 // settleTime is how long a guest may be without an init because it reboots itself.
 const (
 	settleTime = 2 * time.Second
-	settleStep = 10 * time.Millisecond
+	settleStep = 2 * time.Millisecond
 )
 
 // settled looks at a guest and, while its monitor has no init (it starts or reboots

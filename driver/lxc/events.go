@@ -21,7 +21,7 @@ const (
 	epollBatch = 64
 	// hungMonitor is how long a monitor may stay without an init before the guest counts
 	// as stopped: a guest that reboots inside is back in a fraction of that.
-	hungMonitor = 10 * time.Second
+	hungMonitor = 30 * time.Second
 	// rebootPoll is how often a monitor without an init is looked at.
 	rebootPoll = 50 * time.Millisecond
 )

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -52,33 +51,24 @@ func (d *Driver) Check(_ context.Context) []Problem {
 	if !d.swapAccount() {
 		add(false, "the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1")
 	}
-	problems = append(problems, d.checkDirectories()...)
+	problems = append(problems, d.checkSeccomp()...)
 	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), "/etc/subuid", "/etc/subgid")...)
 	problems = append(problems, d.checkConfinement()...)
 	return problems
 }
 
-// checkDirectories: a guest's root must be able to walk down to its root file system,
-// being nobody to the host.
-func (d *Driver) checkDirectories() []Problem {
-	var problems []Problem
-	for dir := d.o.LXCPath; dir != "/"; dir = filepath.Dir(dir) {
-		st, err := os.Stat(dir)
-		if err == nil && st.Mode().Perm()&0o001 == 0 {
-			problems = append(problems, Problem{dir + " cannot be entered by the guests' ids", "chmod o+x " + dir, true})
-		}
+func (d *Driver) checkSeccomp() []Problem {
+	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
+		return []Problem{{"the kernel has no seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER", true}}
 	}
 	if st, err := os.Stat(d.seccompProfile()); err != nil || !st.Mode().IsRegular() {
-		problems = append(problems, Problem{"seccomp profile " + d.seccompProfile() + " cannot be read", "correct the option or leave it empty", true})
+		return []Problem{{"seccomp profile " + d.seccompProfile() + " cannot be read", "correct the option or leave it empty", true}}
 	}
-	return problems
+	return nil
 }
 
 func (d *Driver) checkConfinement() []Problem {
 	var problems []Problem
-	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
-		problems = append(problems, Problem{"the kernel has no seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER", true})
-	}
 	switch {
 	case d.o.AppArmor == ModeUnconfined:
 	case appArmorEnabled() && d.o.AppArmor != ModeAuto && d.o.AppArmor != ModeGenerated:
@@ -95,13 +85,16 @@ func (d *Driver) checkConfinement() []Problem {
 	return problems
 }
 
-// mapTools tells which of newuidmap and newgidmap are installed. liblxc uses them even
-// as root, if it finds both (idmap_utils.c:lxc_map_ids).
-func mapTools() (tools map[string]bool) {
-	tools = make(map[string]bool)
-	for _, name := range []string{"newuidmap", "newgidmap"} {
-		_, err := exec.LookPath(name)
-		tools[name] = err == nil
+// mapTools tells which of newuidmap and newgidmap are where the children look for them.
+// liblxc uses them even as root, if it finds both (idmap_utils.c:lxc_map_ids).
+func mapTools() map[string]bool {
+	tools := make(map[string]bool)
+	for dir := range strings.SplitSeq(strings.TrimPrefix(childPath, "PATH="), ":") {
+		for _, name := range []string{"newuidmap", "newgidmap"} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				tools[name] = true
+			}
+		}
 	}
 	return tools
 }

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,9 +50,8 @@ const initPath = "sbin/init"
 // maxInitSize bounds how much of an init binary is searched for marks.
 const maxInitSize = 8 << 20
 
-// detectInit looks into a root file system, which a tenant has filled, for the kind
-// of its init. Links are resolved as the guest would, never out of rootfs, and only
-// regular files are opened. An init that is not known, or not there, is initUnknown.
+// detectInit looks into a root file system for the kind of its init. An init that is
+// not known, or not there, is initUnknown.
 func detectInit(rootfs string) initSystem {
 	kind, err := findInit(rootfs)
 	if err != nil {
@@ -63,6 +60,9 @@ func detectInit(rootfs string) initSystem {
 	return kind
 }
 
+// findInit tells the kind of a root file system's init, or why there is none that
+// could be executed. A tenant has filled the file system: links are resolved as the
+// guest would, never out of it, and only a regular file is opened.
 func findInit(rootfs string) (initSystem, error) {
 	root, err := unix.Open(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -75,6 +75,13 @@ func findInit(rootfs string) (initSystem, error) {
 		return initUnknown, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return initUnknown, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0 {
+		return initUnknown, errors.New("it is not an executable file")
+	}
 	link := fmt.Sprintf("/proc/self/fd/%d", fd)
 	target, err := os.Readlink(link)
 	if err != nil {
@@ -83,15 +90,8 @@ func findInit(rootfs string) (initSystem, error) {
 	if kind, ok := initByName(target); ok {
 		return kind, nil
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return initUnknown, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return initUnknown, fs.ErrInvalid
-	}
 	// The descriptor is what was just looked at; a second lookup by name could be another file.
-	f, err := os.OpenFile(link, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := os.Open(link)
 	if err != nil {
 		return initUnknown, err
 	}

@@ -64,7 +64,8 @@ func procFile(pid int, name string) string {
 	return filepath.Join("/proc", strconv.Itoa(pid), name)
 }
 
-// initOf is the monitor's child that is number 1 of a pid namespace.
+// initOf is the monitor's child that is number 1 of a pid namespace and has become the
+// guest's own program: before that it is a copy of the monitor that sets the guest up.
 func (d *Driver) initOf(name string, monitorPID int) int {
 	task := filepath.Join("task", strconv.Itoa(monitorPID), "children")
 	b, err := os.ReadFile(procFile(monitorPID, task))
@@ -78,11 +79,20 @@ func (d *Driver) initOf(name string, monitorPID int) int {
 		}
 	}
 	for _, pid := range candidates {
-		if status(pid, "PPid") == strconv.Itoa(monitorPID) && strings.HasSuffix(status(pid, "NSpid"), "\t1") {
+		if status(pid, "PPid") == strconv.Itoa(monitorPID) && strings.HasSuffix(status(pid, "NSpid"), "\t1") && !sameProgram(pid, monitorPID) {
 			return pid
 		}
 	}
 	return 0
+}
+
+func sameProgram(a, b int) bool {
+	x, err := os.Stat(procFile(a, "exe"))
+	if err != nil {
+		return true // it ends, or changes just now
+	}
+	y, err := os.Stat(procFile(b, "exe"))
+	return err == nil && os.SameFile(x, y)
 }
 
 // status reads one field of /proc/<pid>/status, "" if there is none.

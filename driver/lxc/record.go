@@ -15,12 +15,11 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
-// record is what the host remembers about an instance, enough to start it
-// without the control plane.
+// record is what the host remembers about an instance, enough to start it without the
+// control plane. It is written by Create alone: a start waits for no disk.
 type record struct {
 	Spec   driver.Spec
 	RootFS string
-	NICs   []driver.NIC // of the last start
 }
 
 const recordSuffix = ".json"
@@ -107,7 +106,7 @@ func (d *Driver) save(r record) error {
 	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	return writeFile(d.recordFile(r.Spec.UUID), b)
+	return writeFile(d.recordFile(r.Spec.UUID), b, true)
 }
 
 func (d *Driver) remove(uuid string) error {
@@ -144,15 +143,16 @@ func (d *Driver) records(ctx context.Context) ([]record, error) {
 	return records, nil
 }
 
-// writeFile replaces a file so that a crash leaves the old or the new content.
-func writeFile(path string, content []byte) error {
+// writeFile replaces a file so that a crash of the agent leaves the old or the new
+// content, and a crash of the host as well if durable.
+func writeFile(path string, content []byte, durable bool) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 	}
-	defer os.Remove(tmp.Name()) // gone already when all went well
+	defer os.Remove(tmp.Name()) //nolint:errcheck // gone already when all went well
 	_, err = tmp.Write(content)
-	if err == nil {
+	if err == nil && durable {
 		err = tmp.Sync()
 	}
 	if cerr := tmp.Close(); err == nil {

@@ -3,6 +3,7 @@ package lxc
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,12 +13,17 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 // inspectRootFS finds out whether the ids of the root file system are shifted already
-// (its owner is in the guest's range) or liblxc has to, and which block device is below it.
-// A root file system that is not mounted yet is looked at again at the start.
-func (p *plan) inspectRootFS() error {
+// (its owner is in the guest's range) or liblxc has to, and, if it shall be throttled,
+// which block device is below it. A root file system that is not mounted yet is looked
+// at again at the start.
+func (p *plan) inspectRootFS(ctx context.Context) error {
 	var st unix.Stat_t
 	err := unix.Stat(p.RootFS, &st)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -28,26 +34,48 @@ func (p *plan) inspectRootFS() error {
 	}
 	ids := p.Spec.IDs
 	p.idmapRootFS = !p.Spec.Limits.Privileged && (st.Uid < ids.Base || st.Uid-ids.Base >= ids.Size)
-	mounts, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return err
+	if p.Spec.Limits.Disk == (flavor.DiskLimits{}) {
+		return nil
 	}
-	defer mounts.Close()
-	upper, err := overlayUpper(mounts, p.RootFS)
+	upper, err := overlayUpperOf(p.RootFS)
 	if err != nil {
-		return fmt.Errorf("read mounts: %w", err)
+		return fmt.Errorf("find disk of %s: %w", p.RootFS, err)
 	}
 	if upper != "" {
-		err := unix.Stat(upper, &st)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // mounted where nobody sees it any more: the device below stays unknown
-		}
-		if err != nil {
-			return fmt.Errorf("look at upper directory of %s: %w", p.RootFS, err)
+		if err := unix.Stat(upper, &st); err != nil {
+			return fmt.Errorf("find disk of %s: %w", p.RootFS, err)
 		}
 	}
-	p.device = wholeDisk(uint64(st.Dev))
+	if p.device = wholeDisk(uint64(st.Dev)); p.device == "" {
+		reqctx.Log(ctx).WithField("rootfs", p.RootFS).Warning("no block device below the root disk, its limits are not enforced")
+	}
 	return nil
+}
+
+// enterable confirms that the root of a guest, nobody to the host, can walk down to its
+// root file system.
+func enterable(rootfs string, ids storage.IDRange) error {
+	for dir := filepath.Dir(rootfs); ; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return err
+		}
+		if st.Mode&0o001 == 0 && (st.Uid != ids.Base || st.Mode&0o100 == 0) && (st.Gid != ids.Base || st.Mode&0o010 == 0) {
+			return fmt.Errorf("the guest's root may not enter %s (chmod o+x)", dir)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
+}
+
+func overlayUpperOf(path string) (string, error) {
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer mounts.Close() //nolint:errcheck // read only
+	return overlayUpper(mounts, path)
 }
 
 // overlayUpper returns the upper directory if an overlay is mounted at path.

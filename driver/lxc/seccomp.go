@@ -32,5 +32,5 @@ func (d *Driver) writeSeccompProfile() error {
 	if d.o.SeccompProfile != "" {
 		return nil
 	}
-	return writeFile(d.seccompProfile(), []byte(seccompPolicy))
+	return writeFile(d.seccompProfile(), []byte(seccompPolicy), true)
 }

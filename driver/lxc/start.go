@@ -8,8 +8,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/driver"
 )
@@ -43,16 +47,15 @@ func (d *Driver) Start(ctx context.Context, uuid string, nics []driver.NIC) erro
 	if g.running() && g.init != 0 {
 		return nil
 	}
-	rec.NICs = nics
-	if err := d.start(ctx, rec); err != nil {
+	if err := d.start(ctx, rec, nics); err != nil {
 		return fmt.Errorf("start instance %s: %w", uuid, err)
 	}
 	d.changed(rec, driver.PowerStateRunning)
 	return nil
 }
 
-func (d *Driver) start(ctx context.Context, rec record) error {
-	if err := validateNICs(rec.NICs); err != nil {
+func (d *Driver) start(ctx context.Context, rec record, nics []driver.NIC) error {
+	if err := validateNICs(nics); err != nil {
 		return err
 	}
 	if st, err := os.Stat(rec.RootFS); err != nil {
@@ -60,25 +63,31 @@ func (d *Driver) start(ctx context.Context, rec record) error {
 	} else if !st.IsDir() {
 		return fmt.Errorf("root file system %s is not a directory", rec.RootFS)
 	}
+	if !rec.Spec.Limits.Privileged {
+		if err := enterable(rec.RootFS, rec.Spec.IDs); err != nil {
+			return err
+		}
+	}
+	// Found out later, when the links are in the guest's namespace, it would destroy them.
+	if _, err := findInit(rec.RootFS); err != nil {
+		return fmt.Errorf("look at /%s of the image: %w", initPath, err)
+	}
 	// What a crash left of an earlier run would be in the way.
 	if err := d.clear(ctx, rec.Spec.Name); err != nil {
 		return err
 	}
-	if err := d.save(rec); err != nil {
-		return err
-	}
-	if err := d.writeConfig(rec); err != nil {
+	if err := d.writeConfig(ctx, rec, nics); err != nil {
 		return err
 	}
 	if err := d.forkStart(ctx, rec); err != nil {
-		return d.failedStart(ctx, rec, err)
+		return d.failedStart(ctx, rec, nics, err)
 	}
-	g, err := d.lookup(rec.Spec.Name)
+	g, err := d.settled(ctx, rec.Spec.Name) // liblxc tells of the start just before init is executed
 	if err == nil {
 		err = d.isolated(rec, g)
 	}
 	if err != nil {
-		return d.failedStart(ctx, rec, err)
+		return d.failedStart(ctx, rec, nics, err)
 	}
 	return nil
 }
@@ -124,6 +133,9 @@ func (d *Driver) forkStart(ctx context.Context, rec record) error {
 	cmd.Env = childEnv(rec)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
+	// What the child forked is still in its process group, or in the monitor's cgroup already.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", driver.ErrTimeout, ctx.Err())
@@ -155,10 +167,16 @@ func (d *Driver) isolated(rec record, g guest) error {
 	return nil
 }
 
-// failedStart removes what a failed start left and adds liblxc's own reasons to cause.
-func (d *Driver) failedStart(ctx context.Context, rec record, cause error) error {
+// failedStart removes what a failed start left and gives liblxc's own reasons.
+func (d *Driver) failedStart(ctx context.Context, rec record, nics []driver.NIC, cause error) error {
+	var exit *exec.ExitError
 	if lines := errorLines(d.logFile(rec.Spec.Name)); len(lines) > 0 {
-		cause = fmt.Errorf("%w: %s", cause, strings.Join(lines, "; "))
+		reasons := strings.Join(lines, "; ")
+		if errors.As(cause, &exit) { // the child's exit status says nothing
+			cause = errors.New(reasons)
+		} else {
+			cause = fmt.Errorf("%w: %s", cause, reasons)
+		}
 	}
 	// The request may be over; the host is cleaned nevertheless.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
@@ -166,7 +184,7 @@ func (d *Driver) failedStart(ctx context.Context, rec record, cause error) error
 	if err := d.clear(ctx, rec.Spec.Name); err != nil {
 		cause = fmt.Errorf("%w; clean up: %w", cause, err)
 	}
-	for _, nic := range rec.NICs {
+	for _, nic := range nics {
 		if !linkExists(nic.Link.Peer) {
 			cause = fmt.Errorf("%w; link %s of port %s is lost and must be plugged again", cause, nic.Link.Peer, nic.PortID)
 		}
@@ -177,14 +195,20 @@ func (d *Driver) failedStart(ctx context.Context, rec record, cause error) error
 // errorLine is "lxc NAME DATE LEVEL CATEGORY - FILE:FUNCTION:LINE - TEXT" (log.c:log_append_logfile).
 var errorLine = regexp.MustCompile(`^lxc \S+ \S+ ERROR +\S+ - \S+ - (.*)$`)
 
-// errorLines returns the texts of the first ERROR lines of a log: the first are the
-// cause, what follows are its consequences. Lines of the child itself count as well.
+// consequences are ERROR lines that only say that an earlier one was fatal.
+var consequences = []string{
+	"An error occurred in another process", "Received container state", "Failed to spawn container",
+	"start container: ", // the child's own
+}
+
+// errorLines returns the texts of the first ERROR lines of a log that tell a cause, or
+// of all if none does. Lines that the child itself wrote count as well.
 func errorLines(path string) []string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil
 	}
-	var lines []string
+	var causes, others []string
 	for line := range strings.Lines(string(b)) {
 		line = strings.TrimSpace(line)
 		if m := errorLine.FindStringSubmatch(line); m != nil {
@@ -192,9 +216,14 @@ func errorLines(path string) []string {
 		} else if line == "" || strings.HasPrefix(line, "lxc ") {
 			continue
 		}
-		if len(lines) < maxErrorLines {
-			lines = append(lines, line)
+		if slices.ContainsFunc(consequences, func(c string) bool { return strings.HasPrefix(line, c) }) {
+			others = append(others, line)
+			continue
 		}
+		causes = append(causes, line)
 	}
-	return lines
+	if len(causes) == 0 {
+		causes = others
+	}
+	return causes[:min(len(causes), maxErrorLines)]
 }

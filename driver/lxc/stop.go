@@ -34,6 +34,9 @@ func (d *Driver) Stop(ctx context.Context, uuid string, timeout, retry time.Dura
 	if err != nil {
 		return err
 	}
+	if _, err := d.lookup(rec.Spec.Name); errors.Is(err, driver.ErrExists) {
+		return nil // someone else's container of that name, so ours does not run
+	}
 	if timeout > 0 {
 		halted, err := d.shutdown(ctx, rec, timeout, retry)
 		if err != nil {

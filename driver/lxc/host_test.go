@@ -1,0 +1,166 @@
+package lxc
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/storage"
+)
+
+func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithTimeout(t.Context(), d)
+}
+
+func TestCheckIDMap(t *testing.T) {
+	t.Parallel()
+	both := map[string]bool{"newuidmap": true, "newgidmap": true}
+	pool := []storage.IDRange{{Base: 1000000, Size: 1000 * 65536}}
+	for _, test := range []struct {
+		name  string
+		tools map[string]bool
+		lines string
+		want  string // in the first problem; empty: none
+	}{
+		{"good", both, "lxd:100000:65536\nroot:1000000:1000000000\n", ""},
+		{"by number", both, "0:1000000:1000000000\n", ""},
+		{"no tools", map[string]bool{}, "", ""},
+		{"one tool", map[string]bool{"newuidmap": true}, "root:1000000:1000000000", "only one of"},
+		{"no line", both, "user:100000:65536\n", "no ids"},
+		{"too small", both, "root:1000000:65536\n", "may not map ids 1000000 to"},
+		{"garbage", both, "root:x:y\n", "not understood"},
+		{"no file", both, "-", "no ids"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), "subuid")
+			if test.lines != "-" {
+				require.NoError(t, os.WriteFile(file, []byte(test.lines), 0o600))
+			}
+			problems := checkIDMap(pool, test.tools, file, file)
+			if test.want == "" {
+				require.Empty(t, problems)
+				return
+			}
+			require.NotEmpty(t, problems)
+			require.Contains(t, problems[0].What, test.want)
+			require.NotEmpty(t, problems[0].Remedy)
+			require.True(t, problems[0].Fatal)
+		})
+	}
+}
+
+func TestOverlayUpper(t *testing.T) {
+	t.Parallel()
+	mounts := `30 1 0:50 / /r/other rw - overlay overlay rw,lowerdir=/l,upperdir=/u/other,workdir=/w
+31 1 0:51 / /r/root rw,relatime shared:9 - overlay overlay rw,lowerdir=/l,upperdir=/u/one,workdir=/w
+`
+	upper, err := overlayUpper(strings.NewReader(mounts), "/r/root")
+	require.NoError(t, err)
+	require.Equal(t, "/u/one", upper)
+	upper, err = overlayUpper(strings.NewReader(mounts+"32 1 8:1 / /r/root rw - ext4 /dev/sda1 rw\n"), "/r/root")
+	require.NoError(t, err)
+	require.Empty(t, upper, "covered by another mount")
+	upper, err = overlayUpper(strings.NewReader(mounts), "/r")
+	require.NoError(t, err)
+	require.Empty(t, upper)
+}
+
+func TestErrorLines(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "lxc.log")
+	require.NoError(t, os.WriteFile(log, []byte(`lxc c1 20261120215559.587 WARN     cgfsng - ../src/lxc/cgroups/cgfsng.c:f:1 - harmless
+lxc c1 20261120215559.587 ERROR    conf - ../src/lxc/conf.c:lxc_map_ids:3708 - newuidmap failed: no - really
+lxc c1 20261120215559.587 ERROR    lxccontainer - ../src/lxc/lxccontainer.c:wait:878 - Received container state "ABORTING" instead of "RUNNING"
+start container: starting the container failed
+`), 0o600))
+	require.Equal(t, []string{"newuidmap failed: no - really"}, errorLines(log))
+	require.NoError(t, os.WriteFile(log, []byte("start container: starting the container failed\n"), 0o600))
+	require.Equal(t, []string{"start container: starting the container failed"}, errorLines(log))
+	require.Empty(t, errorLines(log+".none"))
+}
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "log")
+	got, err := tail(file, 10)
+	require.NoError(t, err)
+	require.Empty(t, got)
+	require.NoError(t, os.WriteFile(file, []byte("0123456789"), 0o600))
+	for n, want := range map[int]string{-1: "", 0: "", 3: "789", 10: "0123456789", 99: "0123456789"} {
+		got, err := tail(file, n)
+		require.NoError(t, err)
+		require.Equal(t, want, string(got))
+	}
+}
+
+func TestRecords(t *testing.T) {
+	t.Parallel()
+	d := &Driver{o: Options{StateDir: t.TempDir()}}
+	r := record{RootFS: "/r", Spec: driver.Spec{UUID: "u1", Name: "n1", Env: map[string]string{"A": "b"}, Limits: flavor.Limits{PIDs: 5}}}
+	require.NoError(t, d.save(r))
+	got, err := d.load("u1")
+	require.NoError(t, err)
+	require.Equal(t, r, got)
+	for _, uuid := range []string{"u2", "", "../u1", "/etc/passwd"} {
+		_, err = d.load(uuid)
+		require.ErrorIs(t, err, driver.ErrNotFound, uuid)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(d.o.StateDir, "broken.json"), []byte("{"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(d.o.StateDir, ".u9.json.123"), []byte("{"), 0o600))
+	all, err := d.records(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []record{r}, all, "a broken record does not hide the others")
+	st, err := os.Stat(d.recordFile("u1"))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), st.Mode().Perm(), "the environment may hold secrets")
+	require.NoError(t, d.remove("u1"))
+	require.NoError(t, d.remove("u1"))
+}
+
+func TestProcess(t *testing.T) {
+	t.Parallel()
+	self := os.Getpid()
+	started, err := startedAt(self)
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now(), started, 10*time.Minute)
+	require.True(t, alive(self))
+	require.True(t, handles(self, unix.SIGURG), "the Go runtime's own")
+	require.NotEmpty(t, sharedNamespaces(self, false), "this process is the host's")
+	p, err := openProcess(self, func() bool { return true })
+	require.NoError(t, err)
+	require.False(t, p.exited())
+	p.close()
+	_, err = openProcess(self, func() bool { return false })
+	require.ErrorIs(t, err, unix.ESRCH)
+}
+
+func TestChildMain(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{nil, {"--config-file", "x"}, {"help"}} {
+		handled, _ := ChildMain(args)
+		require.False(t, handled)
+	}
+	handled, code := ChildMain([]string{"forkstart"})
+	require.True(t, handled)
+	require.Equal(t, exitUsage, code)
+}
+
+func TestEnterable(t *testing.T) {
+	t.Parallel()
+	ids := storage.IDRange{Base: 1000000, Size: 65536}
+	require.NoError(t, enterable("/usr/bin", ids))
+	closed := filepath.Join(t.TempDir(), "closed")
+	require.NoError(t, os.Mkdir(closed, 0o700))
+	require.ErrorContains(t, enterable(filepath.Join(closed, "root"), ids), "may not enter")
+	require.Error(t, enterable("/no/such/root", ids))
+}

@@ -1,0 +1,82 @@
+//go:build functional
+
+package lxc
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/driver/drivertest"
+)
+
+// debianRootFS names a Debian 12 root file system with systemd, a tar archive.
+const (
+	debianRootFS    = "COMPUTE_AGENT_DEBIAN_ROOTFS"
+	debianDefault   = "/var/lib/lab/cache/debian-12-rootfs.tar.xz"
+	systemdBoot     = 90 * time.Second
+	systemdShutdown = 60 * time.Second
+)
+
+func TestFunctionalSystemd(t *testing.T) {
+	archive := os.Getenv(debianRootFS)
+	if archive == "" {
+		archive = debianDefault
+	}
+	if _, err := os.Stat(archive); err != nil {
+		t.Skipf("needs a Debian root file system in %s", debianRootFS)
+	}
+	d := newDriver(t, func(o *Options) { o.ConsoleSize = 1 << 20 })
+	spec, rootfs := newSpec(t)
+	spec.Limits.MemoryBytes, spec.Limits.CPUQuotaUS, spec.Limits.PIDs = 512<<20, 200000, 1000
+	require.NoError(t, os.RemoveAll(rootfs))
+	require.NoError(t, os.Mkdir(rootfs, 0o755))                                                                            //nolint:gosec // a root file system
+	out, err := exec.CommandContext(t.Context(), "tar", "-C", rootfs, "--numeric-owner", "-xpf", archive).CombinedOutput() //nolint:gosec // test input
+	require.NoErrorf(t, err, "%s", out)
+	// cloud-init would wait for a DHCP server, which nobody runs here.
+	require.NoError(t, os.WriteFile(filepath.Join(rootfs, "etc", "cloud", "cloud-init.disabled"), nil, 0o600))
+	drivertest.ShiftOwner(t, rootfs, spec.IDs)
+	require.Equal(t, "systemd", detectInit(rootfs).name)
+
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	begin := time.Now()
+	nic := newNIC(t, "eth0")
+	require.NoError(t, d.Start(t.Context(), spec.UUID, []driver.NIC{nic}))
+	t.Logf("start returned after %s", time.Since(begin))
+	require.Eventually(t, func() bool {
+		log, err := d.ConsoleLog(t.Context(), spec.UUID, 1<<20)
+		return err == nil && strings.Contains(string(log), "login:")
+	}, systemdBoot, 100*time.Millisecond)
+	t.Logf("login prompt after %s", time.Since(begin))
+	state := run(t, d, spec.UUID, "systemctl is-system-running --wait")
+	t.Logf("system is %s: %s", state, run(t, d, spec.UUID, "systemctl --failed --no-legend --plain"))
+	require.Contains(t, []string{"running", "degraded"}, state)
+
+	require.NoError(t, d.Pause(t.Context(), spec.UUID))
+	require.NoError(t, d.Unpause(t.Context(), spec.UUID))
+	before := info(t, d, spec.UUID).InitPID
+	run(t, d, spec.UUID, "systemctl reboot")
+	require.Eventually(t, func() bool {
+		i := info(t, d, spec.UUID)
+		return i.PowerState == driver.PowerStateRunning && i.InitPID != before
+	}, systemdShutdown, 100*time.Millisecond)
+	require.Equal(t, nic.Link.MAC, run(t, d, spec.UUID, "cat /sys/class/net/eth0/address"))
+
+	// Asked before it can hear: the request is repeated until systemd takes it.
+	begin = time.Now()
+	halted, err := d.Shutdown(t.Context(), spec.UUID, systemdShutdown)
+	require.NoError(t, err)
+	require.True(t, halted)
+	t.Logf("halt took %s", time.Since(begin))
+	log, err := d.ConsoleLog(t.Context(), spec.UUID, 1<<20)
+	require.NoError(t, err)
+	require.Equal(t, 2, strings.Count(string(log), "Welcome to Debian"), "the console is kept over the reboot")
+	require.True(t, linkExists(nic.Link.Peer))
+	requireClean(t, d, spec.Name)
+}
