@@ -41,7 +41,7 @@ type ArgumentError struct {
 // Error names the argument.
 func (e *ArgumentError) Error() string {
 	if e.Cause == nil {
-		return fmt.Sprintf("missing required argument: '%s'", e.Name)
+		return "missing required argument: '" + e.Name + "'"
 	}
 	return fmt.Sprintf("argument '%s' has a wrong type: %v", e.Name, e.Cause)
 }

@@ -164,10 +164,14 @@ func reencode(t *testing.T, inner json.RawMessage, strict bool) {
 	got, err := DecodeEnvelope(body)
 	require.NoError(t, err)
 	if strict {
-		require.True(t, bytes.Equal(inner, got), "%.300s\n%.300s", inner, got)
+		if !bytes.Equal(inner, got) { // a full diff of such messages is unreadable
+			t.Fatalf("%.300s\n%.300s", inner, got)
+		}
 		return
 	}
-	require.True(t, unfold(t, inner) == unfold(t, got), "%.300s\n%.300s", inner, got)
+	if unfold(t, inner) != unfold(t, got) {
+		t.Fatalf("%.300s\n%.300s", inner, got)
+	}
 }
 
 // unfold replaces the failure string of a reply by what it holds.
@@ -208,8 +212,11 @@ func mustEnvelope(t testing.TB, inner string) []byte {
 
 func FuzzDecodeRequest(f *testing.F) {
 	for _, line := range lines(f, "testdata/envelopes.jsonl") {
-		f.Add(line)
+		if len(line) < 1000 { // mutations of long ones find little
+			f.Add(line)
+		}
 	}
+	f.Add([]byte(`{"oslo.version": "2.0", "oslo.message": "{\"method\": \"m\", \"_msg_id\": \"1\", \"_reply_q\": \"q\", \"_context_a\": {}}"}`))
 	f.Add([]byte(`{"method": "m", "_timeout": 60, "args": {"a": [1.5e3, "\ud800"]}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if r, err := decodeReply(body); err == nil {
@@ -225,7 +232,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		again, err := r.encode()
 		require.NoError(t, err)
 		require.True(t, json.Valid(again))
-		require.Less(t, strings.IndexFunc(string(again), func(c rune) bool { return c > 0x7e }), 0)
+		require.Equal(t, -1, strings.IndexFunc(string(again), func(c rune) bool { return c > 0x7e }))
 		second, err := decodeRequest(again)
 		require.NoError(t, err)
 		twice, err := second.encode()

@@ -2,9 +2,10 @@ package rpc
 
 import "slices"
 
-// recentSize is how many _unique_id values a listener remembers
-// (_drivers/amqp.py:_MsgIdCache).
-const recentSize = 16
+// recentSize is how many _unique_id values a listener remembers. oslo.messaging
+// keeps 16 (_drivers/amqp.py:_MsgIdCache); after a lost connection more messages
+// than that can come twice.
+const recentSize = 256
 
 // recent remembers the last ids of a listener. The zero value is empty; it is
 // not safe for concurrent use.

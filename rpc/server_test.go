@@ -33,7 +33,7 @@ func newLab(t *testing.T, o rpc.ServerOptions, methods map[string]rpc.Handler) *
 	l := &lab{broker: rpctest.NewBroker()}
 	o.Topic, o.Host = "compute", "node1"
 	server := rpc.NewServer(l.broker, o, rpc.Endpoint{Version: "6.1", Methods: methods})
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 	<-server.Ready()

@@ -29,15 +29,14 @@ func (amqplain) Mechanism() string { return "AMQPLAIN" }
 
 // Response implements amqp.Authentication.
 func (a amqplain) Response() string {
-	var b []byte
-	for _, field := range [][2]string{{"LOGIN", a.User}, {"PASSWORD", a.Password.Reveal()}} {
-		b = append(b, byte(len(field[0])))
-		b = append(b, field[0]...)
-		b = append(b, 'S')                                          // long string
-		b = binary.BigEndian.AppendUint32(b, uint32(len(field[1]))) //nolint:gosec // a password of 4 GiB does not occur
-		b = append(b, field[1]...)
-	}
-	return string(b)
+	// A name with its length, S for a long string, the value with its length.
+	b := appendLong([]byte("\x05LOGINS"), a.User)
+	return string(appendLong(append(b, "\x08PASSWORDS"...), a.Password.Reveal()))
+}
+
+func appendLong(b []byte, value string) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(value))) //nolint:gosec // no credential has 4 GiB
+	return append(b, value...)
 }
 
 // external authenticates by the client certificate.

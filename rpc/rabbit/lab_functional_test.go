@@ -31,7 +31,7 @@ func labOptions(t testing.TB) Options {
 	t.Helper()
 	o, err := ParseURL(brokerURL())
 	require.NoError(t, err)
-	conn, err := net.DialTimeout("tcp", o.Hosts[0].Address(), 2*time.Second)
+	conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(t.Context(), "tcp", o.Hosts[0].Address())
 	if err != nil {
 		if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
 			t.Fatalf("need a RabbitMQ broker at %s: %v", o.Hosts[0].Address(), err)
@@ -43,6 +43,7 @@ func labOptions(t testing.TB) Options {
 	o.RetryInterval = 100 * time.Millisecond
 	o.RetryBackoff = 100 * time.Millisecond
 	o.IntervalMax = 500 * time.Millisecond
+	o.TransientTTL = 20 * time.Second // reply queues of tests go soon
 	return o
 }
 
@@ -60,7 +61,9 @@ func unique(t testing.TB) string {
 	b := make([]byte, 4)
 	_, err := rand.Read(b)
 	require.NoError(t, err)
-	return "ca_test_" + hex.EncodeToString(b)
+	name := "ca_test_" + hex.EncodeToString(b)
+	t.Log("exchange and topic:", name)
+	return name
 }
 
 // admin runs something on a plain channel beside the transport under test.
@@ -100,7 +103,7 @@ func sweep(t testing.TB, exchanges, queues []string) {
 func startServer(t testing.TB, tr rpc.Transport, exchange, host string, e rpc.Endpoint) *rpc.Server {
 	t.Helper()
 	s := rpc.NewServer(tr, rpc.ServerOptions{Exchange: exchange, Topic: exchange, Host: host}, e)
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() {

@@ -41,7 +41,7 @@ type Options struct {
 	IntervalMax     time.Duration // rabbit_interval_max: ceiling
 	ReconnectDelay  time.Duration // kombu_reconnect_delay: before each reconnect
 	ReconnectSplay  time.Duration // kombu_reconnect_splay: random part of it
-	Compression     string        // kombu_compression: "" or "gzip"
+	Compression     string        // kombu_compression: "", "gzip" or "bz2"
 	Prefetch        int           // rabbit_qos_prefetch_count; 0 is unlimited
 	DirectMandatory bool          // direct_mandatory_flag
 
@@ -118,9 +118,9 @@ func (o Options) check() error {
 		add("kombu_failover_strategy %q: want round-robin or shuffle", o.FailoverStrategy)
 	}
 	switch o.Compression {
-	case "", "gzip":
+	case "", "gzip", "bz2":
 	default:
-		add("kombu_compression %q: want gzip or nothing", o.Compression)
+		add("kombu_compression %q: want gzip, bz2 or nothing", o.Compression)
 	}
 	if _, err := o.TLS.versions(); err != nil {
 		errs = append(errs, err)

@@ -3,6 +3,7 @@
 package rabbit
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"testing"
 	"time"
@@ -55,5 +56,17 @@ func BenchmarkCall(b *testing.B) {
 		if _, err := client.Call(b.Context(), target, "echo", map[string]any{"arg": 1}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestTLSBroker(t *testing.T) {
+	ca := newCA(t)
+	_, o := newProxyOn(t, tls.NewListener(listen(t), ca.serverConfig(t, "localhost", true)), labOptions(t))
+	o.Hosts[0].Name = "localhost"
+	o.TLS = TLS{Enabled: true, CAFile: ca.file, VerifyHostname: true}
+	o.TLS.CertFile, o.TLS.KeyFile = ca.issue(t, "client.example")
+	tr := newLab(t, o)
+	for range 3 {
+		require.NoError(t, tr.Publish(t.Context(), rpc.Message{RoutingKey: "nowhere", Body: []byte(`{}`)}))
 	}
 }

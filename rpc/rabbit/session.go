@@ -196,24 +196,34 @@ func (s *session) err() error {
 // errLeaving ends the sessions of a transport that is closed.
 var errLeaving = errors.New("transport closed")
 
-// close says goodbye for a short while, closes the socket and waits for the
-// session's goroutines.
+// close says goodbye for a short while, closes the socket and waits, not for
+// ever, for the session's goroutines.
 func (s *session) close() {
 	finished := make(chan struct{})
 	go func() { // Close waits for a broker that may be gone
 		defer close(finished)
 		_ = s.conn.Close()
 	}()
-	timer := time.NewTimer(s.timing.close)
-	defer timer.Stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-finished
+		s.tasks.Wait()
+	}()
+	patience := time.NewTimer(s.timing.close)
+	defer patience.Stop()
 	select {
 	case <-finished:
 	case <-s.done:
-	case <-timer.C:
+	case <-patience.C:
 	}
 	s.end(errLeaving)
-	s.tasks.Wait()
-	<-finished
+	patience.Reset(s.timing.close)
+	select { // without a socket the library lets go of everything; a fault in it must not keep us from a new one
+	case <-ended:
+	case <-patience.C:
+		reqctx.Log(context.Background()).WithField("broker", s.host.Address()).Error("amqp library does not end a closed connection, its goroutines are left behind")
+	}
 }
 
 // errBlocked explains a publish that was never taken.

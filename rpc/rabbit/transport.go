@@ -115,9 +115,10 @@ func (t *Transport) Publish(ctx context.Context, m rpc.Message) error {
 		if errors.Is(err, errAgain) {
 			continue
 		}
-		// While there is no session the link waits; this is for a broker that is
-		// there and refuses.
-		if t.publish.alive() && !sleep(ctx, wait.next()) {
+		// While there is no session the link waits; this is for a broker that is there
+		// and refuses. The first time it may be another message's fault, which closed
+		// the channel for all, or an exchange that went with its last queue.
+		if attempt > 1 && t.publish.alive() && !sleep(ctx, wait.next()) {
 			return waitError(ctx, err)
 		}
 	}

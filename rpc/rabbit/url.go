@@ -33,10 +33,9 @@ func (o Options) WithURL(transportURL string) (Options, error) {
 		return o, fmt.Errorf("transport_url: driver %q is not supported, want rabbit", scheme)
 	}
 	rest, query, _ := strings.Cut(rest, "?")
-	query, _, _ = strings.Cut(query, "#")
 	netloc, path, _ := strings.Cut(rest, "/")
-	if strings.Contains(path, "@") && !strings.Contains(netloc, "@") {
-		return o, errors.New("transport_url: '@' behind the host: write '/' in a password as %2F, '?' as %3F")
+	if strings.Contains(path+query, "@") && !strings.Contains(netloc, "@") {
+		return o, errors.New("transport_url: '@' behind the host: write '/' in a password as %2F, '?' as %3F, '#' as %23")
 	}
 	hosts, err := parseHosts(netloc)
 	if err != nil {
@@ -52,6 +51,7 @@ func (o Options) WithURL(transportURL string) (Options, error) {
 		vhost = "/"
 	}
 	o.VirtualHost = vhost
+	query, _, _ = strings.Cut(query, "#")
 	return o.withQuery(query)
 }
 

@@ -127,9 +127,9 @@ func matches(m rpc.Message, name string, binding rpc.Queue) bool {
 		return binding.Exchange == m.Exchange
 	case rpc.ExchangeTopic:
 		return binding.Exchange == m.Exchange && binding.RoutingKey == m.RoutingKey
-	default:
-		return name == m.RoutingKey
+	case rpc.ExchangeDefault:
 	}
+	return name == m.RoutingKey
 }
 
 func (b *Broker) declare(q rpc.Queue) {
