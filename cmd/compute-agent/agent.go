@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -56,8 +57,8 @@ type host struct {
 }
 
 func (h *host) close() {
-	for i := len(h.closers) - 1; i >= 0; i-- {
-		h.closers[i]()
+	for _, closer := range slices.Backward(h.closers) {
+		closer()
 	}
 }
 
@@ -143,11 +144,18 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 	return h, nil
 }
 
+// openRoots opens the back end that [lxc] storage_backend names. Nested guests want to
+// mount overlays themselves, which an overlay does not allow: they get a tree of their own.
 func openRoots(c *config.Config) (storage.Backend, error) {
-	if c.LXC.StorageBackend == "dir" {
-		return dir.New(c.LXC.InstancesDir)
+	copies, err := dir.New(filepath.Join(c.LXC.InstancesDir, "dir"))
+	if err != nil || c.LXC.StorageBackend == "dir" {
+		return copies, err
 	}
-	return overlay.New(c.LXC.InstancesDir)
+	layers, err := overlay.New(filepath.Join(c.LXC.InstancesDir, "overlay"))
+	if err != nil {
+		return nil, err
+	}
+	return storage.WithNested(layers, copies), nil
 }
 
 // checkHost logs what is wrong with the host and refuses to run where that is fatal.
@@ -407,7 +415,9 @@ func serveMetrics(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("listen for metrics ([lxc] metrics_listen): %w", err)
 	}
-	return metrics.Serve(ctx, listener, metrics.Handler(metrics.NewRegistry(version)))
+	registry := metrics.NewRegistry(version)
+	registry.MustRegister(append(rpc.Collectors(), rabbit.Collectors()...)...)
+	return metrics.Serve(ctx, listener, metrics.Handler(registry))
 }
 
 // announce tells systemd and the log that the agent serves, and systemd's watchdog that it lives.

@@ -25,19 +25,25 @@ func main() {
 	if handled, code := lxc.ChildMain(os.Args[1:]); handled {
 		os.Exit(code)
 	}
+	os.Exit(run())
+}
+
+// run is the program up to its exit status.
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err := newRootCommand().ExecuteContext(ctx)
 	var status exitStatus
 	switch {
 	case err == nil:
+		return 0
 	case errors.As(err, &status):
-		os.Exit(int(status))
+		return int(status)
 	case errors.Is(err, errFaults):
-		os.Exit(1)
+		return 1
 	default:
 		fmt.Fprintln(os.Stderr, "compute-agent:", err)
-		os.Exit(1)
+		return 1
 	}
 }
 
@@ -81,7 +87,10 @@ func newVersionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print the program's version",
 		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "compute-agent", version) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "compute-agent", version)
+			return err
+		},
 	}
 }
 
