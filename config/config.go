@@ -254,8 +254,8 @@ type ImageCache struct {
 	ManagerInterval                       time.Duration // 0 is 60 s, -1 s is off
 	SubdirectoryName                      string
 	RemoveUnusedBaseImages                bool
-	RemoveUnusedOriginalMinimumAgeSeconds time.Duration
-	RemoveUnusedResizedMinimumAgeSeconds  time.Duration
+	RemoveUnusedOriginalMinimumAgeSeconds time.Duration //nolint:staticcheck // named after the option
+	RemoveUnusedResizedMinimumAgeSeconds  time.Duration //nolint:staticcheck // named after the option
 	PrecacheConcurrency                   int
 }
 
@@ -275,7 +275,7 @@ type Libvirt struct {
 	RescueImageID         string
 	SnapshotsDirectory    string
 	VolumeUseMultipath    bool
-	WaitSoftRebootSeconds time.Duration
+	WaitSoftRebootSeconds time.Duration //nolint:staticcheck // named after the option
 }
 
 // LXC is section [lxc], the agent's own.

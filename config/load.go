@@ -88,8 +88,6 @@ type value struct {
 	unset   bool   // neither given nor a default
 }
 
-func (v *value) given() bool { return v.file != "" }
-
 // resolve finds, substitutes, converts and stores an option's value, once.
 func (l *loader) resolve(o *option) *value {
 	if v, ok := l.values[o.name]; ok {

@@ -13,7 +13,7 @@ func TestParseCPUs(t *testing.T) {
 		"3":            {3},
 		"1-4,^3,6":     {1, 2, 4, 6},
 		"0-7,^2-5":     {0, 1, 6, 7},
-		" 1 , 2 - 3 ,": {1, 2, 3},
+		" 1 , 2 - 3 ,": {1, 2, 3}, //nolint:gocritic // spaces are allowed
 		"5,5,4-5":      {4, 5},
 	} {
 		got, err := parseCPUs(text)

@@ -214,8 +214,7 @@ func expandHome(p string) string {
 
 // reason gives the bare cause of a path error; the path stands in the finding already.
 func reason(err error) string {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err.Error()
 	}
 	return err.Error()

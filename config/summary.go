@@ -60,8 +60,11 @@ func (c *Config) Summarize(files []string) (Summary, error) {
 			c.volume(),
 		},
 		Directories: []Named{
-			{"state", c.LXC.StateDir}, {"instances", c.LXC.InstancesDir}, {"images", c.LXC.ImageDir},
-			{"consoles", c.LXC.ConsoleDir}, {"container logs", c.LXC.LogDir},
+			{"state", c.LXC.StateDir},
+			{"instances", c.LXC.InstancesDir},
+			{"images", c.LXC.ImageDir},
+			{"consoles", c.LXC.ConsoleDir},
+			{"container logs", c.LXC.LogDir},
 		},
 		Storage:  c.LXC.StorageBackend,
 		Consoles: c.consoles(),
@@ -141,9 +144,9 @@ func withoutUser(address string) string {
 
 // Write prints the summary for people.
 func (s Summary) Write(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	var text strings.Builder
 	row := func(label, format string, args ...any) {
-		fmt.Fprintf(tw, "%s\t"+format+"\n", append([]any{label}, args...)...)
+		fmt.Fprintf(&text, "%s\t"+format+"\n", append([]any{label}, args...)...)
 	}
 	row("files", "%s", cmp.Or(strings.Join(s.Files, " "), "none"))
 	row("host", "%s (%s)", s.Host, s.MyIP)
@@ -166,5 +169,9 @@ func (s Summary) Write(w io.Writer) error {
 	row("storage", "%s", s.Storage)
 	row("consoles", "%s", s.Consoles)
 	row("metrics", "%s", s.Metrics)
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	if _, err := io.WriteString(tw, text.String()); err != nil {
+		return err
+	}
 	return tw.Flush()
 }

@@ -50,8 +50,9 @@ func (s *Store) decompress(ctx context.Context, f format, in io.Reader) (io.Read
 		return &inProcess{name: "bzip2", r: bzip2.NewReader(in), close: func() {}}, nil
 	case formatXZ:
 		return startChild(ctx, in, s.o.XZ, "-dc", "-T0", "--memlimit-decompress="+xzMemory)
+	default: // not compressed
+		return io.NopCloser(in), nil
 	}
-	return io.NopCloser(in), nil
 }
 
 // inProcess is a decompressor of this process. It marks its own errors, so that
@@ -93,7 +94,7 @@ type child struct {
 
 func startChild(ctx context.Context, in io.Reader, path string, args ...string) (*child, error) {
 	c := &child{name: path[strings.LastIndexByte(path, '/')+1:], fed: make(chan struct{})}
-	c.cmd = exec.CommandContext(ctx, path, args...) //nolint:gosec // path is the operator's, arguments are constants
+	c.cmd = exec.CommandContext(ctx, path, args...)
 	c.cmd.Env = []string{"LC_ALL=C"}
 	c.cmd.Dir = "/"
 	c.cmd.WaitDelay = 5 * time.Second
@@ -125,7 +126,7 @@ func startChild(ctx context.Context, in io.Reader, path string, args ...string) 
 // the input itself, those of the pipe show in the child's exit status.
 func (c *child) feed(stdin io.WriteCloser, in io.Reader) {
 	defer close(c.fed)
-	defer stdin.Close()
+	defer stdin.Close() //nolint:errcheck // shows in the exit status
 	_, _ = io.CopyBuffer(struct{ io.Writer }{stdin}, struct{ io.Reader }{in}, make([]byte, 128<<10))
 }
 

@@ -101,7 +101,7 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 	}
 
 	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay, stall: s.o.StallTimeout}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // only read
 	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, next: time.Now().Add(progressInterval)}
 	in := bufio.NewReaderSize(counted, sniffSize)
 	stats, err := s.unpackStream(ctx, in, stage)

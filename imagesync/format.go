@@ -107,7 +107,7 @@ func isTar(head []byte) bool {
 			c = ' '
 		}
 		unsigned += int64(c)
-		signed += int64(int8(c)) //nolint:gosec // some old programs added signed bytes
+		signed += int64(int8(c)) // some old programs added signed bytes
 	}
 	return want == unsigned || want == signed
 }

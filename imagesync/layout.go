@@ -61,11 +61,11 @@ func arrange(stage string, r Request) (meta *Metadata, templates bool, err error
 }
 
 func readMetadata(file string) (*Metadata, error) {
-	f, err := os.Open(file) //nolint:gosec // checked to be a regular file, and nobody else writes here
+	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("read metadata.yaml: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	m, err := ParseMetadata(f)
 	if err != nil {
 		return nil, &refused{found: err.Error(), want: "the format of LXD's image metadata"}
@@ -110,7 +110,7 @@ func exists(root, path string) bool {
 	if err != nil {
 		return false
 	}
-	defer dir.Close()
+	defer dir.Close() //nolint:errcheck // only read
 	_, err = dir.Lstat(path)
 	return err == nil
 }

@@ -118,7 +118,7 @@ func isDamage(err error) bool {
 }
 
 func readJSON(file string, into any) (os.FileInfo, error) {
-	data, err := os.ReadFile(file) //nolint:gosec // a name that the store made
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (s *Store) settle(fingerprint string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.Close() //nolint:errcheck // nothing was written
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", dir.Name(), err)
 	}

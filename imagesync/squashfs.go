@@ -28,8 +28,7 @@ func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string) (unpac
 	err := unsquash.Run(ctx, unsquash.Options{
 		Program: s.o.Unsquashfs, Image: image, Target: tree, Bytes: s.o.MaxUnpackedBytes, Reserve: s.o.ReserveBytes,
 	})
-	var bad *unsquash.Error
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*unsquash.Error](err); ok {
 		return unpack.Stats{}, &refused{found: "a squashfs that cannot be unpacked: " + bad.Output, want: acceptable}
 	}
 	if err != nil {
@@ -40,11 +39,11 @@ func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string) (unpac
 
 // spool writes the stream to a file, leaving the reserve free.
 func (s *Store) spool(in io.Reader, path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // in our staging directory
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("store squashfs: %w", err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // closed already when all went well
 	for {
 		n, err := io.CopyN(file, in, 64<<20)
 		if errors.Is(err, io.EOF) {

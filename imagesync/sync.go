@@ -261,8 +261,7 @@ func isFinal(err error) bool {
 
 // named gives each waiter the refusal under the id that it asked for.
 func named(err error, id string) error {
-	var bad *UnacceptableError
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*UnacceptableError](err); ok {
 		return &UnacceptableError{ImageID: id, Found: bad.Found, Want: bad.Want}
 	}
 	return fmt.Errorf("sync image %s: %w", id, err)

@@ -72,7 +72,7 @@ func TestRealImages(t *testing.T) {
 
 func run(t testing.TB, script string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "/bin/bash", "-ec", script).CombinedOutput() //nolint:gosec // the test's own
+	out, err := exec.CommandContext(t.Context(), "/bin/bash", "-ec", script).CombinedOutput()
 	require.NoError(t, err, string(out))
 	return string(out)
 }
@@ -91,7 +91,7 @@ func TestKilled(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "images")
 	halves := 0
 	for range 25 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestKilled$") //nolint:gosec // this test
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestKilled$")
 		cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD="+dir)
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
@@ -146,7 +146,7 @@ func (s slowReader) Read(p []byte) (int, error) {
 func TestMemory(t *testing.T) {
 	size := needImage(t, debianImage)
 	if os.Getenv("IMAGESYNC_TEST_CHILD") == "" {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestMemory$", "-test.v") //nolint:gosec // this test
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestMemory$", "-test.v")
 		cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD=1")
 		out, err := cmd.CombinedOutput()
 		t.Log(string(out))

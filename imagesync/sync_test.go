@@ -4,7 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // Glance's checksum
+	"crypto/md5"
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
@@ -21,13 +21,14 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 func TestMain(m *testing.M) {
-	logrus.SetOutput(io.Discard)
+	reqctx.Log(context.Background()).Logger.SetOutput(io.Discard)
 	goleak.VerifyTestMain(m)
 }
 
@@ -106,7 +107,7 @@ func piped(t testing.TB, data []byte, program string, args ...string) []byte {
 	if err != nil {
 		t.Skipf("this test needs %s", program)
 	}
-	cmd := exec.CommandContext(t.Context(), path, args...) //nolint:gosec // the test's own
+	cmd := exec.CommandContext(t.Context(), path, args...)
 	cmd.Stdin = bytes.NewReader(data)
 	out, err := cmd.Output()
 	require.NoError(t, err)
@@ -156,7 +157,7 @@ type errReader struct{ err error }
 func (e errReader) Read([]byte) (int, error) { return 0, e.err }
 
 type blockReader struct {
-	ctx   context.Context //nolint:containedctx // as an HTTP body has it
+	ctx   context.Context
 	r     io.Reader
 	block chan struct{}
 }
@@ -387,7 +388,7 @@ func TestOneDownload(t *testing.T) {
 
 	// A third id with only a weak checksum is fetched, and stored once all the same.
 	weak := request("image-3", data)
-	sum := md5.Sum(data) //nolint:gosec // Glance's checksum
+	sum := md5.Sum(data)
 	weak.HashAlgo, weak.HashValue, weak.Checksum, weak.Source = "", "", hex.EncodeToString(sum[:]), src
 	_, err = s.Sync(t.Context(), weak)
 	require.NoError(t, err)
@@ -516,7 +517,7 @@ func (s *stalling) Open(ctx context.Context, offset int64) (io.ReadCloser, error
 
 type stallReader struct {
 	io.ReadCloser
-	ctx context.Context //nolint:containedctx // as an HTTP body has it
+	ctx context.Context
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {

@@ -19,7 +19,7 @@ func Check(ctx context.Context, path string, limits Limits) (Stats, error) {
 	if err != nil {
 		return Stats{}, fmt.Errorf("open %s: %w", path, err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // only read
 	c := checker{limits: limits, seen: map[uint64]struct{}{}}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -88,7 +88,7 @@ func (c *checker) entry(ctx context.Context, parent int, name, path string, dept
 		if err != nil {
 			return hostError("open", path, err)
 		}
-		defer unix.Close(fd)
+		defer unix.Close(fd) //nolint:errcheck // only read
 		if err := c.attrs(fd, path, &st); err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ func (c *checker) entry(ctx context.Context, parent int, name, path string, dept
 		if err != nil {
 			return hostError("open", path, err)
 		}
-		defer unix.Close(fd)
+		defer unix.Close(fd) //nolint:errcheck // only read
 		return c.attrs(fd, path, &st)
 	}
 	return nil

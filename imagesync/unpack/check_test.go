@@ -43,7 +43,8 @@ func TestCheck(t *testing.T) {
 			func(dir string) error {
 				return os.MkdirAll(filepath.Join(dir, strings.Repeat("d/", maxDepth+2)), 0o700)
 			},
-			Limits{Entries: 1000, Bytes: 4, MaxID: 65535}, "deep",
+			Limits{Entries: 1000, Bytes: 4, MaxID: 65535},
+			"deep",
 		},
 	} {
 		dir := tree(t)

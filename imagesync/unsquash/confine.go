@@ -63,7 +63,7 @@ func isolateMounts(target string) error {
 	if err != nil {
 		return fmt.Errorf("clone %s: %w", target, err)
 	}
-	defer unix.Close(writable)
+	defer unix.Close(writable) //nolint:errcheck // nothing was written
 	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
 		if err := unix.Mount("none", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k"); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("hide %s: %w", dir, err)
@@ -92,7 +92,7 @@ func dropCapabilities() error {
 	for _, c := range keptCapabilities {
 		kept |= 1 << c
 	}
-	for c := uintptr(0); c < 64; c++ {
+	for c := range uintptr(64) {
 		if kept&(1<<c) != 0 {
 			continue
 		}
@@ -108,7 +108,7 @@ func dropCapabilities() error {
 		return fmt.Errorf("forbid new privileges: %w", err)
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	low := uint32(kept) //nolint:gosec // all kept ones are below 32
+	low := uint32(kept) // all kept ones are below 32
 	data := [2]unix.CapUserData{{Effective: low, Permitted: low, Inheritable: 0}}
 	if err := unix.Capset(&header, &data[0]); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)

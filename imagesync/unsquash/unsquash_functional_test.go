@@ -31,13 +31,13 @@ func setUp(t *testing.T) Options {
 	need(t, os.Geteuid() == 0, "root")
 	dir := t.TempDir()
 	o := Options{Program: "/usr/bin/unsquashfs", Image: filepath.Join(dir, "image"), Target: filepath.Join(dir, "tree"), Bytes: 1 << 30, Reserve: 1}
-	require.NoError(t, os.Mkdir(o.Target, 0o755)) //nolint:gosec // as in the store
+	require.NoError(t, os.Mkdir(o.Target, 0o755))
 	return o
 }
 
 func script(t *testing.T, text string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "/bin/sh", "-ec", text).CombinedOutput() //nolint:gosec // the test's own
+	out, err := exec.CommandContext(t.Context(), "/bin/sh", "-ec", text).CombinedOutput()
 	require.NoError(t, err, string(out))
 	return string(out)
 }
@@ -55,7 +55,7 @@ func TestRun(t *testing.T) {
 
 	damaged := o
 	damaged.Target = filepath.Join(t.TempDir(), "tree")
-	require.NoError(t, os.Mkdir(damaged.Target, 0o755)) //nolint:gosec // as in the store
+	require.NoError(t, os.Mkdir(damaged.Target, 0o755))
 	require.NoError(t, os.Truncate(o.Image, 300))
 	var bad *Error
 	require.ErrorAs(t, Run(t.Context(), damaged), &bad)
@@ -90,7 +90,7 @@ try kill -0 1000
 try ip link add x type dummy
 try nice -n -5 true
 exit 0
-`), 0o755)) //nolint:gosec // a program
+`), 0o755))
 	require.NoError(t, Run(t.Context(), o))
 	require.FileExists(t, filepath.Join(o.Target, "inside"))
 	text, err := os.ReadFile(filepath.Join(o.Target, "succeeded"))
@@ -103,7 +103,7 @@ exit 0
 func TestDeadlineAndSpace(t *testing.T) {
 	o := setUp(t)
 	o.Program = filepath.Join(t.TempDir(), "slow")
-	require.NoError(t, os.WriteFile(o.Program, []byte("#!/bin/sh\nsleep 60 & sleep 60\n"), 0o755)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(o.Program, []byte("#!/bin/sh\nsleep 60 & sleep 60\n"), 0o755))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()

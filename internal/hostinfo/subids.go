@@ -39,7 +39,7 @@ func SubordinateIDs(user string) ([]IDRange, error) {
 
 // subordinate reads the user's lines "name:first:count" of one file.
 func subordinate(path, user string) ([]IDRange, error) {
-	f, err := os.Open(path) //nolint:gosec // a fixed path, or a test's
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -51,7 +51,8 @@ func subordinate(path, user string) ([]IDRange, error) {
 	lines := bufio.NewScanner(f)
 	for n := 1; lines.Scan(); n++ {
 		parts := strings.Split(strings.TrimSpace(lines.Text()), ":")
-		if parts[0] != user && !(user == "root" && parts[0] == "0") {
+		mine := parts[0] == user || user == "root" && parts[0] == "0"
+		if !mine {
 			continue
 		}
 		if len(parts) != 3 {
@@ -62,7 +63,7 @@ func subordinate(path, user string) ([]IDRange, error) {
 		if errBase != nil || errSize != nil || size == 0 || base+size > 1<<32 {
 			return nil, fmt.Errorf("read subordinate ids: %s line %d has no valid range", path, n)
 		}
-		ranges = append(ranges, IDRange{Base: uint32(base), Size: uint32(size)}) //nolint:gosec // checked above
+		ranges = append(ranges, IDRange{Base: uint32(base), Size: uint32(size)})
 	}
 	return ranges, lines.Err()
 }

@@ -78,7 +78,7 @@ func (s *Service) Do(ctx context.Context, r Request) error {
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
+		defer resp.Body.Close() //nolint:errcheck // only read
 		body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 		switch {
 		case err != nil:
@@ -106,7 +106,7 @@ func (s *Service) Stream(ctx context.Context, r Request) (*http.Response, error)
 		if r.RawBody != nil {
 			r.RawBody = &watchedReader{Reader: r.RawBody, watch: watched}
 		}
-		answer, err := s.send(watched.ctx, r)
+		answer, err := s.send(watched.ctx, r) //nolint:bodyclose,contextcheck // the caller closes it; the watch is on ctx
 		if err != nil {
 			watched.stop()
 			return err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -146,10 +147,8 @@ func (r *Request) Elevated() *Request {
 	e := r.clone()
 	e.IsAdmin = true
 	e.set("is_admin", true)
-	for _, role := range e.Roles {
-		if role == "admin" {
-			return e
-		}
+	if slices.Contains(e.Roles, "admin") {
+		return e
 	}
 	e.Roles = append(append([]string{}, e.Roles...), "admin")
 	e.set("roles", e.Roles)

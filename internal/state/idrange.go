@@ -13,7 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
-// ErrNoRange: every id of the pool that is large enough is taken.
+// ErrNoRange means that no free stretch of the pool is large enough.
 var ErrNoRange = errors.New("no free id range of that size in the pool")
 
 // idRangeBucket maps owners to their ranges.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -53,9 +54,9 @@ func (s *Stack) Rewind(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Timeout)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if err := steps[i].fn(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", steps[i].name, err))
+	for _, one := range slices.Backward(steps) {
+		if err := one.fn(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", one.name, err))
 		}
 	}
 	return errors.Join(errs...)

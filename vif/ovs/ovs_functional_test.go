@@ -41,7 +41,7 @@ type openVSwitch struct {
 func startOVS(t *testing.T) *openVSwitch {
 	t.Helper()
 	viftest.Need(t, "ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
-	dir, err := os.MkdirTemp("", "ovs") // t.TempDir is too long for a socket's path
+	dir, err := os.MkdirTemp("", "ovs") //nolint:usetesting // t.TempDir is too long for a socket's path
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	o := &openVSwitch{t: t, dir: dir, endpoint: "unix:" + filepath.Join(dir, "db.sock")}
@@ -59,7 +59,7 @@ func startOVS(t *testing.T) *openVSwitch {
 func (o *openVSwitch) startServer() {
 	o.server = o.start("ovsdb-server", filepath.Join(o.dir, "conf.db"), "--remote=p"+o.endpoint, "--unixctl="+filepath.Join(o.dir, "db.ctl"))
 	require.Eventually(o.t, func() bool {
-		return exec.CommandContext(o.t.Context(), "ovs-vsctl", "--db="+o.endpoint, "--timeout=1", "--no-wait", "show").Run() == nil //nolint:gosec // tests only
+		return exec.CommandContext(o.t.Context(), "ovs-vsctl", "--db="+o.endpoint, "--timeout=1", "--no-wait", "show").Run() == nil
 	}, 10*time.Second, 20*time.Millisecond, "ovsdb-server answers")
 }
 
@@ -72,8 +72,8 @@ func (o *openVSwitch) start(args ...string) *exec.Cmd {
 	o.t.Helper()
 	logFile, err := os.OpenFile(filepath.Join(o.dir, args[0]+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(o.t, err)
-	defer logFile.Close()                     //nolint:errcheck // the daemon has its own
-	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // stopped below
+	defer logFile.Close()
+	cmd := exec.Command(args[0], args[1:]...) // stopped below
 	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+o.dir, "OVS_LOGDIR="+o.dir, "OVS_DBDIR="+o.dir)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	require.NoError(o.t, cmd.Start())
@@ -128,7 +128,7 @@ func ovsDevice(v vif.VIF) string {
 func (o *openVSwitch) wired(v vif.VIF) (string, error) {
 	get := func(args ...string) (string, error) {
 		args = append([]string{"--db=" + o.endpoint, "--timeout=10"}, args...)
-		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).CombinedOutput() //nolint:gosec // tests only
+		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).CombinedOutput()
 		return strings.TrimSpace(string(out)), err
 	}
 	device := ovsDevice(v)

@@ -2,6 +2,7 @@ package ovs
 
 import (
 	"encoding/json"
+	"maps"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -94,9 +95,7 @@ func TestPlan(t *testing.T) {
 			name: "others' ids stay", p: wantedPort(nil),
 			st: present(func(st *portState) {
 				st.ids = map[string]string{"ovn-installed": "true"}
-				for k, v := range wantedPort(nil).ids {
-					st.ids[k] = v
-				}
+				maps.Copy(st.ids, wantedPort(nil).ids)
 			}),
 		},
 		{name: "not opened yet", p: wantedPort(nil), st: present(func(st *portState) { st.ofport = 0 })},

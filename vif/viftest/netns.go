@@ -169,7 +169,7 @@ func (g *Guest) pid() string { return strconv.Itoa(g.cmd.Process.Pid) }
 // be called while the test is cleaned up.
 func Command(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), args[0], args[1:]...).CombinedOutput() //nolint:gosec // tests only
+	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), args[0], args[1:]...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", args, err, out)
 	}

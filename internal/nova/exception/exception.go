@@ -121,7 +121,7 @@ func ClassOf(err error) (string, bool) {
 		case *rpc.Failure:
 			return e.Class, true
 		}
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the same
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, one := range joined.Unwrap() {
 				if name, ok := ClassOf(one); ok {
 					return name, true

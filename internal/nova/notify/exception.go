@@ -64,8 +64,7 @@ func (e *Emitter) fault(function string, err error) (*object.Generic, error) {
 
 // text is an error's message without the class.
 func text(err error) string {
-	var own *exception.Error
-	if errors.As(err, &own) {
+	if own, ok := errors.AsType[*exception.Error](err); ok {
 		return own.Message
 	}
 	return err.Error()

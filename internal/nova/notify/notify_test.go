@@ -137,7 +137,8 @@ func TestBlockDevices(t *testing.T) {
 		"image disk":      {[]*object.BlockDeviceMapping{{}}, nil, `[]`},
 		"read":            {nil, func(context.Context, string) ([]*object.BlockDeviceMapping, error) { return nil, nil }, `[]`},
 		"volume": {
-			[]*object.BlockDeviceMapping{volume}, nil,
+			[]*object.BlockDeviceMapping{volume},
+			nil,
 			`[{"nova_object.name":"BlockDevicePayload","nova_object.namespace":"nova","nova_object.version":"1.0","nova_object.data":{"boot_index":null,"delete_on_termination":false,"device_name":"/dev/sdb","tag":null,"volume_id":"v-1"}}]`,
 		},
 	} {

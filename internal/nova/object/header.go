@@ -163,8 +163,7 @@ func encodeHeader(h *Header, data map[string]json.RawMessage, changes []string) 
 
 // shorten drops the offending value from an error of encoding/json: fields can hold secrets.
 func shorten(err error) error {
-	var typeErr *json.UnmarshalTypeError
-	if errors.As(err, &typeErr) {
+	if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		kind, _, _ := strings.Cut(typeErr.Value, " ") // "number 12" → "number"
 		return fmt.Errorf("found a JSON %s where %s is expected", kind, typeErr.Type)
 	}

@@ -51,7 +51,7 @@ type Client struct {
 // New returns a client. It does not touch the network.
 func New(o Options) *Client {
 	o.APIServers = slices.Clone(o.APIServers)
-	rand.Shuffle(len(o.APIServers), func(i, j int) {
+	rand.Shuffle(len(o.APIServers), func(i, j int) { //nolint:gosec // it spreads load and protects nothing
 		o.APIServers[i], o.APIServers[j] = o.APIServers[j], o.APIServers[i]
 	})
 	return &Client{options: o}

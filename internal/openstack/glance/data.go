@@ -30,7 +30,7 @@ func (c *Client) Open(ctx context.Context, id string, offset int64) (io.ReadClos
 		header["Range"] = "bytes=" + strconv.FormatInt(offset, 10) + "-"
 	}
 	err := c.attempt(ctx, func(endpoint string) (err error) {
-		resp, err = c.options.Service.Stream(ctx, openstack.Request{
+		resp, err = c.options.Service.Stream(ctx, openstack.Request{ //nolint:bodyclose // the caller reads and closes it
 			Method: http.MethodGet, Path: imagePath(id, "file"), Header: header, User: true, Endpoint: endpoint,
 		})
 		return err

@@ -32,17 +32,23 @@ func TestAllocateCalls(t *testing.T) {
 		bodies []string
 	}{
 		{
-			"tenant", []string{"member"}, func(*AllocateRequest, *fakeNeutron) {},
+			"tenant",
+			[]string{"member"},
+			func(*AllocateRequest, *fakeNeutron) {},
 			[]string{ext, "admin PUT /ports/port-1", nets, "user POST /ports"},
 			[]string{post, put},
 		},
 		{
-			"administrator", []string{"reader", "admin"}, func(*AllocateRequest, *fakeNeutron) {},
+			"administrator",
+			[]string{"reader", "admin"},
+			func(*AllocateRequest, *fakeNeutron) {},
 			[]string{ext, nets, "user POST /ports"},
 			[]string{onePost},
 		},
 		{
-			"administrator whom policy refuses", []string{"admin"}, func(_ *AllocateRequest, f *fakeNeutron) {
+			"administrator whom policy refuses",
+			[]string{"admin"},
+			func(_ *AllocateRequest, f *fakeNeutron) {
 				f.answers["POST /ports"] = func(r *http.Request) (int, string) {
 					if f.body(r)["binding:host_id"] != nil {
 						return http.StatusForbidden, recorded(f.tb, "create-403-binding")
@@ -74,7 +80,9 @@ func TestAllocateCalls(t *testing.T) {
 			[]string{post, `{"binding:host_id":"vm","device_id":"instance","device_owner":"compute:nova","dns_name":"web"}`},
 		},
 		{
-			"names in the user's zone", []string{"admin"}, func(_ *AllocateRequest, f *fakeNeutron) {
+			"names in the user's zone",
+			[]string{"admin"},
+			func(_ *AllocateRequest, f *fakeNeutron) {
 				f.text("GET /extensions", 200, `{"extensions": [{"alias": "dns-integration"}]}`)
 				f.text("GET /networks", 200, `{"networks": [{"id": "`+netID+`", "dns_domain": "example.org.", "subnets": ["s"]}]}`)
 			},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -114,9 +115,7 @@ func port(tb testing.TB, name string, changes map[string]any) string {
 	tb.Helper()
 	var body map[string]map[string]any
 	require.NoError(tb, json.Unmarshal([]byte(recorded(tb, name)), &body))
-	for key, value := range changes {
-		body["port"][key] = value
-	}
+	maps.Copy(body["port"], changes)
 	raw, err := json.Marshal(body)
 	require.NoError(tb, err)
 	return string(raw)

@@ -35,12 +35,12 @@ func copyTree(ctx context.Context, source, target string, ids storage.IDRange) e
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
 	}
-	defer unix.Close(src)
+	defer unix.Close(src) //nolint:errcheck // only read
 	dst, err := openDir(unix.AT_FDCWD, target)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", target, err)
 	}
-	defer unix.Close(dst)
+	defer unix.Close(dst) //nolint:errcheck // a directory holds nothing back
 	var st unix.Stat_t
 	if err := unix.Fstat(src, &st); err != nil {
 		return fmt.Errorf("look at %s: %w", source, err)
@@ -109,12 +109,12 @@ func (c *copier) dir(ctx context.Context, src, dst int, name, path string, st *u
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
+	defer unix.Close(from) //nolint:errcheck // only read
 	to, err := openDir(dst, name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
+	defer unix.Close(to) //nolint:errcheck // a directory holds nothing back
 	if st.Dev == c.dev {
 		if err := c.members(ctx, from, to, path); err != nil {
 			return err
@@ -137,7 +137,7 @@ func (c *copier) file(src, dst int, name, path string, st *unix.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
+	defer unix.Close(from) //nolint:errcheck // only read
 	to, err := unix.Openat(dst, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -368,6 +368,6 @@ func readNames(dir int) ([]string, error) {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), ".")
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	return f.Readdirnames(-1)
 }

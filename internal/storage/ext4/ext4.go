@@ -26,7 +26,7 @@ const Program = "/sbin/mkfs.ext4"
 // Create makes the sparse file path of sizeGB GiB with an empty file system.
 // Nothing is left behind when it fails.
 func Create(ctx context.Context, path string, sizeGB int) (err error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // the caller's own directory
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("create disk: %w", err)
 	}
@@ -43,7 +43,7 @@ func Create(ctx context.Context, path string, sizeGB int) (err error) {
 	// No blocks for root alone, since the guest's root is not the host's; the
 	// tables are zero in a new sparse file and need not be written; the journal
 	// is small, because its size is taken from the guest's.
-	cmd := exec.CommandContext(ctx, Program, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", //nolint:gosec // constants and our own path
+	cmd := exec.CommandContext(ctx, Program, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0",
 		"-J", "size=16", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "--", path)
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/sbin:/usr/bin:/bin"}
 	cmd.Dir = "/"
@@ -64,7 +64,7 @@ func Mount(path, target string) error {
 	if err != nil {
 		return err
 	}
-	defer loop.Close()
+	defer loop.Close() //nolint:errcheck // nothing was written
 	return mount.New("ext4", target, options(loop)...)
 }
 
@@ -85,17 +85,17 @@ func Shutdown(path string) error {
 	if err != nil || loop == nil {
 		return err
 	}
-	defer loop.Close()
+	defer loop.Close() //nolint:errcheck // nothing was written
 	fs, err := mount.Detached("ext4", options(loop)...)
 	if err != nil {
 		return err
 	}
-	defer fs.Close()
+	defer fs.Close() //nolint:errcheck // nothing was written
 	dir, err := unix.Openat(int(fs.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open file system of %s: %w", path, err)
 	}
-	defer unix.Close(dir)
+	defer unix.Close(dir) //nolint:errcheck // nothing was written
 	if err := unix.IoctlSetPointerInt(dir, ioctlShutdown, goingNoLogFlush); err != nil {
 		return fmt.Errorf("shut down file system of %s: %w", path, err)
 	}

@@ -28,18 +28,18 @@ func attach(path string) (*os.File, error) {
 	if loop, err := attached(path); loop != nil || err != nil {
 		return loop, err
 	}
-	file, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // the caller's own disk
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open disk: %w", err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // the loop device has its own
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: no loop devices: %w", storage.ErrUnsupported, err)
 	}
-	defer control.Close()
+	defer control.Close() //nolint:errcheck // nothing was written
 	config := unix.LoopConfig{
-		Fd:   uint32(file.Fd()),
+		Fd:   uint32(file.Fd()), //nolint:gosec // descriptors are small
 		Size: sectorSize,
 		// Direct: the guest's file system caches, the host's need not do so again.
 		Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO},
@@ -73,17 +73,17 @@ func attached(path string) (*os.File, error) {
 		return nil, fmt.Errorf("list loop devices: %w", err)
 	}
 	for _, b := range backing {
-		name, err := os.ReadFile(b) //nolint:gosec // of sysfs
+		name, err := os.ReadFile(b)
 		if err != nil || strings.TrimSuffix(string(name), "\n") != path {
 			continue // released since, or another file's
 		}
 		device := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(b)))
-		loop, err := os.OpenFile(device, os.O_RDWR, 0) //nolint:gosec // a kernel's name
+		loop, err := os.OpenFile(device, os.O_RDWR, 0)
 		if err != nil {
 			return nil, fmt.Errorf("open loop device: %w", err)
 		}
 		// It may have been given to another file between the look and the open.
-		again, err := os.ReadFile(b) //nolint:gosec // of sysfs
+		again, err := os.ReadFile(b)
 		if err == nil && string(again) == string(name) {
 			return loop, nil
 		}

@@ -36,7 +36,7 @@ func UserNamespace(ids storage.IDRange) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make user namespace: %w", err)
 	}
-	defer keep.Close()
+	defer keep.Close() //nolint:errcheck // its end is the message
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Base), Size: int(ids.Size)}}
 	holder, err := os.StartProcess("/proc/self/exe", []string{"compute-agent", holdCommand}, &os.ProcAttr{
 		Dir:   "/",
@@ -74,12 +74,12 @@ func CloneIDMapped(source, target string, ids storage.IDRange) error {
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
+	defer ns.Close() //nolint:errcheck // nothing was written
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("clone %s: %w", source, err)
 	}
-	defer unix.Close(tree)
+	defer unix.Close(tree) //nolint:errcheck // nothing was written
 	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
 		Attr_set:    unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY,
 		Propagation: unix.MS_PRIVATE,

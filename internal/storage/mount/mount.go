@@ -15,10 +15,10 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
-// pollMin and pollMax bound the pause between attempts to unmount what is busy.
+// firstPause and longestPause bound the pause between attempts to unmount what is busy.
 const (
-	pollMin = 5 * time.Millisecond
-	pollMax = 200 * time.Millisecond
+	firstPause   = 5 * time.Millisecond
+	longestPause = 200 * time.Millisecond
 )
 
 // Is tells whether a mount begins at path. A path that does not exist is no mount.
@@ -38,7 +38,7 @@ func Is(path string) (bool, error) {
 // leave and for data to be written until ctx ends: then storage.ErrBusy. What is
 // not mounted is unmounted already. An empty mount point is made anew, see renew.
 func Unmount(ctx context.Context, path string) error {
-	for pause, found := pollMin, false; ; {
+	for pause, found := firstPause, false; ; {
 		mounted, err := Is(path)
 		if err != nil {
 			return err
@@ -64,7 +64,7 @@ func Unmount(ctx context.Context, path string) error {
 			timer.Stop()
 			return fmt.Errorf("unmount %s: %w: %w", path, storage.ErrBusy, context.Cause(ctx))
 		}
-		pause = min(2*pause, pollMax)
+		pause = min(2*pause, longestPause)
 	}
 }
 
@@ -135,7 +135,7 @@ func New(fstype, target string, options ...Option) error {
 	if err != nil {
 		return err
 	}
-	defer fd.Close()
+	defer fd.Close() //nolint:errcheck // nothing was written
 	return attach(int(fd.Fd()), target)
 }
 
@@ -148,7 +148,7 @@ func Detached(fstype string, options ...Option) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("open file system %s: %w", fstype, err)
 	}
-	defer unix.Close(fs)
+	defer unix.Close(fs) //nolint:errcheck // nothing was written
 	for _, o := range options {
 		if o.Value == "" {
 			err = unix.FsconfigSetFlag(fs, o.Key)

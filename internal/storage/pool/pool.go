@@ -242,7 +242,7 @@ func (p *Pool) settle() error {
 }
 
 func syncPath(path string) error {
-	f, err := os.Open(path) //nolint:gosec // of the pool
+	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -45,12 +45,12 @@ func Need(t testing.TB, ok bool, what string) {
 func NewEnvironment(t testing.TB) Environment {
 	t.Helper()
 	Need(t, os.Geteuid() == 0, "root")
-	base, err := os.MkdirTemp("/var/tmp", "storagetest-")
+	base, err := os.MkdirTemp("/var/tmp", "storagetest-") //nolint:usetesting // on a disk, and guests pass through its parents
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(base, 0o755)) //nolint:gosec // guests pass through it
 	t.Cleanup(func() {
 		left := Leftovers(t, base)
-		for _, m := range strings.Fields(left.Mounts) {
+		for m := range strings.FieldsSeq(left.Mounts) {
 			_ = mount.Detach(m)
 		}
 		require.Zero(t, left, "left on the host")
@@ -83,19 +83,21 @@ func Leftovers(t testing.TB, dir string) Left {
 		return left
 	}
 	// The kernel releases a loop device a moment after its last user has gone.
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
 	for range 50 {
 		left.Loops = ""
 		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		require.NoError(t, err)
 		for _, f := range files {
-			if name, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(name), dir) { //nolint:gosec // of sysfs
+			if name, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(name), dir) {
 				left.Loops += f + ": " + string(name)
 			}
 		}
 		if left.Loops == "" {
 			break
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-again.C
 	}
 	return left
 }
@@ -104,7 +106,7 @@ func Leftovers(t testing.TB, dir string) Left {
 func foreign(dir string) bool {
 	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
 	for _, table := range tables {
-		if text, err := os.ReadFile(table); err == nil && bytes.Contains(text, []byte(" "+dir+"/")) { //nolint:gosec // of procfs
+		if text, err := os.ReadFile(table); err == nil && bytes.Contains(text, []byte(" "+dir+"/")) {
 			return true
 		}
 	}
@@ -240,7 +242,7 @@ func (suite) twoRanges(t *testing.T, e Environment, b storage.Backend) {
 	require.Equal(t, ids(1).Base, stat(t, filepath.Join(one, "etc/hostname")).Uid)
 	require.Equal(t, ids(2).Base, stat(t, filepath.Join(two, "etc/hostname")).Uid)
 	require.NoError(t, os.WriteFile(filepath.Join(one, "etc/hostname"), []byte("one\n"), 0o600))
-	got, err := os.ReadFile(filepath.Join(two, "etc/hostname")) //nolint:gosec // the test's own
+	got, err := os.ReadFile(filepath.Join(two, "etc/hostname"))
 	require.NoError(t, err)
 	require.Equal(t, "image\n", string(got), "instances share nothing that they write")
 	image, err := os.ReadFile(filepath.Join(e.Image, "etc/hostname"))
@@ -289,9 +291,9 @@ func (suite) quota(t *testing.T, e Environment, b storage.Backend) {
 	require.NoError(t, unix.Statfs(path, &st))
 	total := st.Blocks * uint64(st.Bsize) //nolint:gosec // positive
 	require.InDelta(t, 1<<30, float64(total), 0.06*(1<<30), "df shows the flavor's size")
-	file, err := os.Create(filepath.Join(path, "large")) //nolint:gosec // the test's own
+	file, err := os.Create(filepath.Join(path, "large"))
 	require.NoError(t, err)
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // the disk is full
 	chunk := bytes.Repeat([]byte{1}, 1<<20)
 	written := 0
 	for ; written < 1100; written++ {
@@ -357,7 +359,7 @@ func (s suite) keepsChanges(t *testing.T, e Environment, b storage.Backend) {
 	require.NoError(t, err)
 	path, err = b.Mount(t.Context(), r)
 	require.NoError(t, err)
-	got, err := os.ReadFile(filepath.Join(path, "etc/hostname")) //nolint:gosec // the test's own
+	got, err := os.ReadFile(filepath.Join(path, "etc/hostname"))
 	require.NoError(t, err)
 	require.Equal(t, "changed\n", string(got))
 	require.NoFileExists(t, filepath.Join(path, "bin/su"))
@@ -366,7 +368,7 @@ func (s suite) keepsChanges(t *testing.T, e Environment, b storage.Backend) {
 
 func (suite) busy(t *testing.T, e Environment, b storage.Backend) {
 	path := up(t, b, root(e, "a", 0, 1))
-	file, err := os.Open(filepath.Join(path, "etc/hostname")) //nolint:gosec // the test's own
+	file, err := os.Open(filepath.Join(path, "etc/hostname"))
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -375,16 +377,13 @@ func (suite) busy(t *testing.T, e Environment, b storage.Backend) {
 	list, err := b.List(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, []string{"a"}, list)
-	go func() {
-		time.Sleep(100 * time.Millisecond)
-		_ = file.Close()
-	}()
+	time.AfterFunc(100*time.Millisecond, func() { _ = file.Close() })
 	require.NoError(t, b.Unmount(t.Context(), "a"), "it waits for the last user")
 }
 
 func (suite) deleteIsFast(t *testing.T, e Environment, b storage.Backend) {
 	path := up(t, b, root(e, "a", 0, 2))
-	file, err := os.Create(filepath.Join(path, "large")) //nolint:gosec // the test's own
+	file, err := os.Create(filepath.Join(path, "large"))
 	require.NoError(t, err)
 	chunk := bytes.Repeat([]byte{1}, 1<<20)
 	for range 700 {
