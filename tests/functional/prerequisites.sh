@@ -2,12 +2,17 @@
 # Installs what building and running compute-agent on a bare Debian 12 machine needs: the compiler, liblxc, the tools that the
 # agent calls, debootstrap for the control plane, id ranges for guests, and a Go toolchain if there is none.
 # It can be run again at any time and then takes a moment.
+#
+#     tests/functional/prerequisites.sh [tests]
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 packages="build-essential pkg-config lxc-dev liblxc1 lxc
  xz-utils zstd squashfs-tools e2fsprogs iproute2 iputils-ping
  debootstrap ca-certificates git"
+
+# For the tests of single packages: the programs of Open vSwitch, not its service.
+test_packages="openvswitch-switch"
 
 # Go, in case the machine has none that is new enough: Debian's fetches this one, a module like any other, and checks its sum.
 go_toolchain=golang.org/toolchain@v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)
@@ -39,14 +44,32 @@ apt() {
 
 missing_packages() {
   local p
-  for p in $packages; do
+  for p in "$@"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || printf '%s ' "$p"
   done
 }
 
+# No service of a package starts by itself.
+install_missing() {
+  local missing
+  missing=$(missing_packages "$@")
+  [ -n "$missing" ] || return 0
+  say "installing $missing"
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    our_policy=/usr/sbin/policy-rc.d # which goes at the end
+    printf '#!/bin/sh\nexit 101\n' >$our_policy
+    chmod 755 $our_policy
+  fi
+  apt update
+  # shellcheck disable=SC2086 # a list of words
+  apt install -y --no-install-recommends $missing || die "cannot install $missing"
+}
+
 # A guest's ids come out of root's ranges.
 id_range() {
-  grep -qs '^root:' "$1" || echo 'root:1000000:1000000000' >>"$1"
+  grep -qs '^root:' "$1" && return
+  [ -z "$(tail -c1 "$1" 2>/dev/null)" ] || echo >>"$1" # its last line had no end
+  echo 'root:1000000:1000000000' >>"$1"
 }
 
 has_go() {
@@ -56,11 +79,12 @@ has_go() {
 }
 
 install_go() {
-  local cache
+  local answer cache
   apt install -y --no-install-recommends golang-go jq || die "cannot install golang-go"
-  say "fetching ${go_toolchain##*-}"
-  cache=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain" | jq -r .Dir)
-  [ -x "$cache/bin" ] || die "cannot fetch $go_toolchain"
+  say "fetching Go: ${go_toolchain#*@}"
+  answer=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain") || true
+  cache=$(jq -r '.Dir // empty' <<<"$answer")
+  [ -n "$cache" ] || die "$(jq -r .Error <<<"$answer")"
   rm -rf "$go_dir"
   cp -a "$cache" "$go_dir"
   chmod -R a+rX "$go_dir"
@@ -70,14 +94,15 @@ install_go() {
 
 [ "$(id -u)" = 0 ] || die "run as root"
 log=$(mktemp /tmp/compute-agent-apt.XXXXXX)
-trap 'rm -f "$log"' EXIT
-missing=$(missing_packages)
-if [ -n "$missing" ]; then
-  say "installing $missing"
-  apt update
+our_policy=
+trap 'rm -f "$log" $our_policy' EXIT
+if [ "${1:-}" = tests ]; then
   # shellcheck disable=SC2086 # a list of words
-  apt install -y --no-install-recommends $missing || die "cannot install $missing"
+  install_missing $test_packages
+  exit
 fi
+# shellcheck disable=SC2086 # a list of words
+install_missing $packages
 id_range /etc/subuid
 id_range /etc/subgid
 has_go || install_go

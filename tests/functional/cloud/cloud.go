@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -161,9 +162,7 @@ func (c *Client) send(ctx context.Context, method, url string, header http.Heade
 		if err != nil {
 			return nil, err
 		}
-		for key, values := range header {
-			request.Header[key] = values
-		}
+		maps.Copy(request.Header, header)
 		request.Header.Set("Content-Type", contentType)
 		response, err = c.http.Do(request)
 		if err == nil {

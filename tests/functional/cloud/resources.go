@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
-	"time"
 )
 
 // named finds the id of the object called name in the list that path answers with under key.
@@ -47,9 +47,7 @@ func (c *Client) FlavorID(ctx context.Context, name string) (string, error) {
 // UploadImage creates a public image and sends its bytes. properties may set anything else of the image.
 func (c *Client) UploadImage(ctx context.Context, name, diskFormat string, properties map[string]any, data io.Reader) (string, error) {
 	body := map[string]any{"name": name, "disk_format": diskFormat, "container_format": "bare", "visibility": "public"}
-	for key, value := range properties {
-		body[key] = value
-	}
+	maps.Copy(body, properties)
 	var image struct{ ID string }
 	if err := c.Do(ctx, http.MethodPost, Image, "/v2/images", body, &image); err != nil {
 		return "", err
@@ -105,15 +103,6 @@ func (c *Client) Ports(ctx context.Context, query string) ([]Port, error) {
 	var answer struct{ Ports []Port }
 	err := c.Do(ctx, http.MethodGet, Network, "/v2.0/ports?"+query, nil, &answer)
 	return answer.Ports, err
-}
-
-// WaitDHCP waits until the network's DHCP port is active: a server that asks for an address before waits for its client's retry.
-func (c *Client) WaitDHCP(ctx context.Context, networkID string) error {
-	query := "status=ACTIVE&device_owner=network:dhcp&network_id=" + networkID
-	return Poll(ctx, 300*time.Millisecond, "the DHCP port of network "+networkID, func() (bool, error) {
-		ports, err := c.Ports(ctx, query)
-		return len(ports) > 0, err
-	})
 }
 
 // Inventory is one resource class of a provider.

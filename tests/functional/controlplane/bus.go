@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -98,4 +99,30 @@ func (t *Trace) end(ctx context.Context) error {
 	_ = t.cmd.Wait() // says that it was killed
 	_, off := t.plane.Rabbitctl(context.WithoutCancel(ctx), "trace_off")
 	return errors.Join(err, off)
+}
+
+// Answer is what one RPC method of a compute host answered to a call without arguments.
+type Answer struct {
+	Method  string
+	Seconds float64
+	Error   string // class of the exception, "" for a result; MessagingTimeout when nothing came
+}
+
+// CallEveryMethod calls each method that nova's own client knows, without arguments.
+func (p *Plane) CallEveryMethod(ctx context.Context, hostname string, limit time.Duration) ([]Answer, error) {
+	cmd := p.chrootCommand(ctx, "root", nil, "/usr/bin/python3", "/etc/lab/rpc.py", TransportURL(), hostname,
+		strconv.FormatFloat(limit.Seconds(), 'f', -1, 64))
+	text, err := capture(cmd, "call every method")
+	if err != nil {
+		return nil, err
+	}
+	var answers []Answer
+	for line := range strings.Lines(text) {
+		var a Answer
+		if err := json.Unmarshal([]byte(line), &a); err != nil {
+			return nil, fmt.Errorf("read answer %q: %w", line, err)
+		}
+		answers = append(answers, a)
+	}
+	return answers, nil
 }

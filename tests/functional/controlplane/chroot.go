@@ -82,6 +82,7 @@ func tail(text string, n int) string {
 // mounts of the chroot, in order. sysfs and proc are new ones: they show the network namespace of whoever calls Up.
 func (p *Plane) mounts() []mount {
 	return []mount{
+		{p.Root, p.Root, "", unix.MS_BIND}, // `ip netns exec` needs a mount point for its root
 		{"proc", p.inRoot("proc"), "proc", 0},
 		{"sysfs", p.inRoot("sys"), "sysfs", 0},
 		{"/dev", p.inRoot("dev"), "", unix.MS_BIND | unix.MS_REC},

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// BusyboxPath and DebianPath are the image files, for tests that need their bytes.
-func (p *Plane) BusyboxPath() string { return p.path("images", "busybox.tar.gz") }
+// BusyboxPath is the busybox image file, for tests that need its bytes.
+func (p *Plane) BusyboxPath() string { return p.path("images", "busybox-rootfs.tar.gz") }
 
 // DebianPath is the Debian image file.
-func (p *Plane) DebianPath() string { return p.path("images", "debian-12.tar.xz") }
+func (p *Plane) DebianPath() string { return p.path("images", "debian-12-rootfs.tar.xz") }
 
 // debianPackages make a system out of the base: an init, a network, ssh, cloud-init.
 var debianPackages = []string{

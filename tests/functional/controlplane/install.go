@@ -129,15 +129,16 @@ func aptSettings(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	settings := "APT::Install-Recommends \"false\";\nAcquire::Retries \"3\";\nAcquire::Languages \"none\";\nAPT::Update::Error-Mode \"any\";\n"
+	var settings strings.Builder
+	settings.WriteString("APT::Install-Recommends \"false\";\nAcquire::Retries \"3\";\nAcquire::Languages \"none\";\nAPT::Update::Error-Mode \"any\";\n")
 	for line := range strings.Lines(text) {
 		for _, prefix := range []string{"Acquire::Check-", "Acquire::http::", "Acquire::https::", "Acquire::AllowInsecure"} {
 			if strings.HasPrefix(line, prefix) {
-				settings += line
+				settings.WriteString(line)
 			}
 		}
 	}
-	return settings, nil
+	return settings.String(), nil
 }
 
 // retry runs a step that depends on the network again when it fails.
@@ -201,14 +202,14 @@ func (p *Plane) installPackages(ctx context.Context) error {
 		return err
 	}
 	// The packages would set up databases and endpoints; the harness does that itself.
-	answers := ""
+	var answers strings.Builder
 	for _, name := range []string{
 		"keystone", "glance-common", "glance-api", "nova-common", "nova-api", "placement-common", "placement-api",
 		"neutron-common",
 	} {
-		answers += fmt.Sprintf("%s %s/configure_db boolean false\n%s %s/register-endpoint boolean false\n", name, name, name, name)
+		fmt.Fprintf(&answers, "%s %s/configure_db boolean false\n%s %s/register-endpoint boolean false\n", name, name, name, name)
 	}
-	if err := p.writeFile("root/answers", answers, 0o600); err != nil {
+	if err := p.writeFile("root/answers", answers.String(), 0o600); err != nil {
 		return err
 	}
 	if err := p.aptInstall(ctx, p.Root, "apt", []string{"dbconfig-no-thanks", "debconf-utils"}); err != nil {

@@ -24,14 +24,18 @@ func (p *Plane) StartPeer(ctx context.Context) error {
 	if err := p.waitLine(ctx, "peer-l2", "ready"); err != nil {
 		return err
 	}
-	err = p.startService(novaModule("peer", "nova-compute", "compute", "--config-file=/etc/lab/nova-compute.conf"))
-	if err != nil {
+	if err := p.LaunchPeer(); err != nil {
 		return err
 	}
 	return p.WaitCompute(ctx, PeerHost)
 }
 
-// StopPeer ends what StartPeer started.
+// LaunchPeer starts the process of the peer, which StartPeer has started before, and does not wait.
+func (p *Plane) LaunchPeer() error {
+	return p.startService(novaModule("peer", "nova-compute", "compute", "--config-file=/etc/lab/nova-compute.conf"))
+}
+
+// StopPeer ends the peer and its stand-in.
 func (p *Plane) StopPeer(ctx context.Context) error {
 	return p.stopServices(ctx, 10*time.Second, "peer", "peer-l2")
 }

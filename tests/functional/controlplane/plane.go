@@ -23,8 +23,8 @@ const (
 // Names of what Up creates for the tests.
 const (
 	DemoNetwork  = "demo-net"
-	BusyboxImage = "busybox"
-	DebianImage  = "debian-12"
+	BusyboxImage = "busybox-rootfs"
+	DebianImage  = "debian-12-rootfs"
 	NanoFlavor   = "m1.nano"
 	SmallFlavor  = "m1.small"
 )
@@ -125,6 +125,15 @@ func (p *Plane) OpenStack(ctx context.Context, out io.Writer, args ...string) er
 	return errors.Join(err, writeErr)
 }
 
+// Environment is how tests of single packages find the control plane.
+func (p *Plane) Environment() []string {
+	return []string{
+		EnvBase + "=" + p.Base, EnvRunning + "=1", "AMQP_TEST_URL=" + TransportURL(),
+		"OS_AUTH_URL=" + AuthURL, "OS_PASSWORD=" + Password, "OS_REGION_NAME=" + region,
+		"COMPUTE_AGENT_TEST_IMAGES=" + filepath.Dir(p.DebianPath()), "COMPUTE_AGENT_DEBIAN_ROOTFS=" + p.DebianPath(),
+	}
+}
+
 // TransportURL is where RabbitMQ is, in oslo.messaging's form.
 func TransportURL() string { return "rabbit://openstack:" + Password + "@127.0.0.1:5672/" }
 
@@ -132,6 +141,7 @@ func TransportURL() string { return "rabbit://openstack:" + Password + "@127.0.0
 func (p *Plane) path(elem ...string) string {
 	return filepath.Join(append([]string{p.Base}, elem...)...)
 }
+
 func (p *Plane) inRoot(elem ...string) string {
 	return filepath.Join(append([]string{p.Root}, elem...)...)
 }

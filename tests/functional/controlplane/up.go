@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -130,11 +131,12 @@ func (p *Plane) startDatabase(ctx context.Context) error {
 
 // createDatabases creates the schemas, two services at a time.
 func (p *Plane) createDatabases(ctx context.Context) error {
-	sql := "CREATE USER IF NOT EXISTS 'lab'@'127.0.0.1' IDENTIFIED BY '" + Password + "'; GRANT ALL ON *.* TO 'lab'@'127.0.0.1';"
+	var sql strings.Builder
+	sql.WriteString("CREATE USER IF NOT EXISTS 'lab'@'127.0.0.1' IDENTIFIED BY '" + Password + "'; GRANT ALL ON *.* TO 'lab'@'127.0.0.1';")
 	for _, name := range []string{"keystone", "glance", "placement", "nova_api", "nova", "nova_cell0", "neutron"} {
-		sql += "CREATE DATABASE IF NOT EXISTS " + name + " CHARACTER SET utf8;"
+		sql.WriteString("CREATE DATABASE IF NOT EXISTS " + name + " CHARACTER SET utf8;")
 	}
-	if _, err := p.Run(ctx, "root", "mariadb", "--socket=/run/mysqld/mysqld.sock", "-e", sql); err != nil {
+	if _, err := p.SQL(ctx, sql.String()); err != nil {
 		return err
 	}
 	steps := func(log string, commands ...[]string) func() error {
@@ -171,6 +173,11 @@ func (p *Plane) createDatabases(ctx context.Context) error {
 		),
 		steps("databases-3", []string{"neutron", "neutron-db-manage", neutronConf, mlConf, "upgrade", "heads"}),
 	)
+}
+
+// SQL runs statements in MariaDB and returns the rows, with tabs between columns.
+func (p *Plane) SQL(ctx context.Context, statements string) (string, error) {
+	return p.Run(ctx, "root", "mariadb", "--socket=/run/mysqld/mysqld.sock", "-N", "-B", "-e", statements)
 }
 
 func (p *Plane) startRabbit(ctx context.Context) error {
@@ -340,5 +347,18 @@ func (p *Plane) waitReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return admin.WaitDHCP(ctx, network)
+	return p.waitDHCP(ctx, network)
+}
+
+// waitDHCP waits until the network's DHCP server runs. Its port may still be called active from before the last Down.
+func (p *Plane) waitDHCP(ctx context.Context, network string) error {
+	file := p.inRoot("var/lib/neutron/dhcp", network, "pid")
+	return cloud.Poll(ctx, 200*time.Millisecond, "the DHCP server of network "+network, func() (bool, error) {
+		text, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil && p.owns(pid), nil
+	})
 }

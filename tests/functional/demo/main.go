@@ -3,21 +3,21 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/compute-agent/compute-agent/tests/functional/agent"
 	"github.com/compute-agent/compute-agent/tests/functional/cloud"
 	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
 	"github.com/compute-agent/compute-agent/tests/functional/host"
+	"github.com/compute-agent/compute-agent/tests/functional/lab"
 )
 
 const serverName = "demo"
@@ -33,11 +33,11 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	plane, err := controlplane.New(controlplane.Options{})
+	l, err := lab.New(cmp.Or(os.Getenv("NET"), controlplane.LinuxBridge), "agent")
 	if err != nil {
 		return err
 	}
-	d := demo{plane: plane, agent: agent.New(filepath.Join(plane.Base, "agent"))}
+	d := demo{l}
 	switch {
 	case len(os.Args) == 2 && os.Args[1] == "up":
 		return d.up(ctx)
@@ -47,34 +47,18 @@ func run(ctx context.Context) error {
 	return errors.New("usage: demo up|down")
 }
 
-type demo struct {
-	plane *controlplane.Plane
-	agent *agent.Agent
-}
+type demo struct{ *lab.Lab }
 
 func (d demo) up(ctx context.Context) error {
-	d.plane.Say("building compute-agent")
-	if err := d.agent.Build(ctx); err != nil {
+	d.Plane.Say("building compute-agent")
+	if err := d.Agent.Build(ctx); err != nil {
 		return err
 	}
-	if err := d.plane.Install(ctx); err != nil {
+	if err := d.Up(ctx); err != nil {
 		return err
 	}
-	if err := d.plane.Up(ctx); err != nil {
-		return err
-	}
-	if d.agent.PID() == 0 {
-		if err := d.agent.Configure(d.plane.AgentConfig(d.agent.Dir)); err != nil {
-			return err
-		}
-		if err := d.agent.Start(); err != nil {
-			return err
-		}
-	}
-	d.plane.Say("the agent runs as process %d, waiting for Nova to see it", d.agent.PID())
-	waitCtx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := d.plane.WaitCompute(waitCtx, d.plane.Host); err != nil {
+	d.Plane.Say("starting the agent")
+	if err := d.StartAgent(ctx); err != nil {
 		return d.withLog(err)
 	}
 	return d.withLog(d.boot(ctx))
@@ -84,42 +68,36 @@ func (d demo) up(ctx context.Context) error {
 func (d demo) boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	admin, err := d.plane.Admin(ctx)
+	servers, err := d.Admin.Servers(ctx, serverName+"$")
 	if err != nil {
-		return err
-	}
-	image, imageErr := admin.ImageID(ctx, controlplane.DebianImage)
-	flavor, flavorErr := admin.FlavorID(ctx, controlplane.SmallFlavor)
-	network, networkErr := admin.NetworkID(ctx, controlplane.DemoNetwork)
-	servers, listErr := admin.Servers(ctx, serverName+"$")
-	if err := errors.Join(imageErr, flavorErr, networkErr, listErr); err != nil {
 		return err
 	}
 	var id string
 	if len(servers) > 0 {
 		id = servers[0].ID
 	} else {
-		d.plane.Say("booting a server from image %s", controlplane.DebianImage)
-		id, err = admin.CreateServer(ctx, cloud.NewServer{
-			Name: serverName, Image: image, Flavor: flavor, Networks: cloud.OnNetwork(network),
+		d.Plane.Say("booting a server from image %s", controlplane.DebianImage)
+		id, err = d.Admin.CreateServer(ctx, cloud.NewServer{
+			Name: serverName, Image: d.Debian, Flavor: d.Small, Networks: cloud.OnNetwork(d.Network),
 		})
 		if err != nil {
 			return err
 		}
 	}
-	server, err := admin.WaitStatus(ctx, id, "ACTIVE")
+	server, err := d.Admin.WaitStatus(ctx, id, "ACTIVE")
 	if err != nil {
 		return err
 	}
-	d.plane.Say("the server is ACTIVE, waiting for it to answer at %s", server.IP())
-	netns := "qdhcp-" + network
+	d.Plane.Say("the server is ACTIVE, waiting for it to answer at %s", server.IP())
+	netns := d.Netns()
 	err = cloud.Poll(ctx, 200*time.Millisecond, "an answer to ping", func() (bool, error) {
 		return host.Ping(ctx, netns, server.IP()) == nil, nil
 	})
 	if err != nil {
 		return err
 	}
-	if err := d.plane.OpenStack(ctx, os.Stdout, "server", "list", "--long", "-c", "Name", "-c", "Status", "-c", "Networks", "-c", "Image Name", "-c", "Host"); err != nil {
+	fmt.Println("\n# openstack server list")
+	if err := d.Plane.OpenStack(ctx, os.Stdout, "server", "list"); err != nil {
 		return err
 	}
 	ping := []string{"ip", "netns", "exec", netns, "ping", "-c", "2", server.IP()}
@@ -131,13 +109,13 @@ func (d demo) boot(ctx context.Context) error {
 	}
 	inside := []string{"sh", "-c", ". /etc/os-release; echo $PRETTY_NAME; cat /proc/1/comm; hostname; ip -4 -brief address"}
 	fmt.Printf("\n# compute-agent exec %s -- %s '%s'\n", server.InstanceName, strings.Join(inside[:2], " "), inside[2])
-	out, err := d.agent.Exec(ctx, id, inside...)
+	out, err := d.Agent.Exec(ctx, id, inside...)
 	fmt.Print(out)
 	if err != nil {
 		return err
 	}
 	fmt.Println()
-	d.plane.Say("done; the agent's log is %s, `make demo-down` ends everything", d.agent.LogFile())
+	d.Plane.Say("done; the agent's log is %s, `make demo-down` ends everything", d.Agent.LogFile())
 	return nil
 }
 
@@ -147,47 +125,22 @@ func (d demo) withLog(err error) error {
 		return nil
 	}
 	const lines = 15
-	log, _, readErr := d.agent.Log(0)
+	log, _, readErr := d.Agent.Log(0)
 	all := strings.Split(strings.TrimSpace(log), "\n")
 	return errors.Join(fmt.Errorf("%w\nthe agent's log ends so:\n%s", err, strings.Join(all[max(0, len(all)-lines):], "\n")), readErr)
 }
 
 func (d demo) down(ctx context.Context, keepCache bool) error {
 	var errs []error
-	if d.plane.Running() && d.agent.PID() != 0 {
-		d.plane.Say("deleting servers")
-		errs = append(errs, d.deleteServers(ctx))
+	if d.Plane.Running() && d.Agent.PID() != 0 {
+		d.Plane.Say("deleting servers")
+		errs = append(errs, d.DeleteServers(ctx))
 	}
-	errs = append(errs,
-		d.agent.Signal(ctx, syscall.SIGTERM),
-		host.Purge(ctx, d.agent.Dir), // in case the agent could not
-		d.plane.Down(ctx),
-	)
+	errs = append(errs, d.StopAgent(ctx), d.Plane.Down(ctx))
 	if keepCache {
-		errs = append(errs, os.RemoveAll(d.agent.Dir))
+		errs = append(errs, os.RemoveAll(d.Agent.Dir))
 	} else {
-		errs = append(errs, d.plane.Remove())
-	}
-	return errors.Join(errs...)
-}
-
-func (d demo) deleteServers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	admin, err := d.plane.Admin(ctx)
-	if err != nil {
-		return err
-	}
-	servers, err := admin.Servers(ctx, "")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, server := range servers {
-		errs = append(errs, admin.DeleteServer(ctx, server.ID))
-	}
-	for _, server := range servers {
-		errs = append(errs, admin.WaitGone(ctx, server.ID))
+		errs = append(errs, d.Plane.Remove())
 	}
 	return errors.Join(errs...)
 }

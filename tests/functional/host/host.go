@@ -17,20 +17,20 @@ import (
 // Snapshot is what there is on the host, by kind.
 type Snapshot map[string][]string
 
-// Take observes links, mounts, loop devices, control groups of containers, network namespaces, container monitors, files below
-// stateDir, and (unless ovs is nil) what the command says about Open vSwitch.
+// Take observes links, network namespaces, the containers with files below stateDir (mounts, loop devices, monitors, control groups,
+// files), and, unless ovs is nil, what the command says about Open vSwitch. Containers of others are not looked at.
 func Take(ctx context.Context, stateDir string, ovs func(context.Context) ([]string, error)) (Snapshot, error) {
 	s := Snapshot{}
-	for kind, observe := range map[string]func() ([]string, error){
-		"link":          links,
+	for kind, observe := range map[string]func(string) ([]string, error){
+		"link":          func(string) ([]string, error) { return links() },
+		"netns":         func(string) ([]string, error) { return names("/run/netns") },
 		"mount":         mounts,
 		"loop device":   loopDevices,
 		"control group": controlGroups,
-		"netns":         func() ([]string, error) { return names("/run/netns") },
 		"monitor":       monitors,
-		"file":          func() ([]string, error) { return files(stateDir) },
+		"file":          files,
 	} {
-		found, err := observe()
+		found, err := observe(stateDir)
 		if err != nil {
 			return nil, err
 		}
@@ -46,22 +46,18 @@ func Take(ctx context.Context, stateDir string, ovs func(context.Context) ([]str
 	return s, nil
 }
 
-// Since lists what is there now and was not before, and what is gone, as "+ kind name" and "- kind name".
+// Since lists what is there now and was not before, as "kind name".
 func (s Snapshot) Since(before Snapshot) []string {
-	var changes []string
-	compare := func(sign string, one, other Snapshot) {
-		for kind, found := range one {
-			for _, name := range found {
-				if !slices.Contains(other[kind], name) {
-					changes = append(changes, sign+" "+kind+" "+name)
-				}
+	var left []string
+	for kind, found := range s {
+		for _, name := range found {
+			if !slices.Contains(before[kind], name) {
+				left = append(left, kind+" "+name)
 			}
 		}
 	}
-	compare("+", s, before)
-	compare("-", before, s)
-	slices.Sort(changes)
-	return changes
+	slices.Sort(left)
+	return left
 }
 
 func links() ([]string, error) {
@@ -73,18 +69,18 @@ func links() ([]string, error) {
 	return found, err
 }
 
-func mounts() ([]string, error) {
+func mounts(dir string) ([]string, error) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	var found []string
 	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 1 {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
 			found = append(found, fields[1])
 		}
 	}
 	return found, err
 }
 
-func loopDevices() ([]string, error) {
+func loopDevices(dir string) ([]string, error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	var found []string
 	for _, file := range backing {
@@ -95,24 +91,56 @@ func loopDevices() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, strings.TrimSpace(string(text)))
+		if name := strings.TrimSpace(string(text)); strings.HasPrefix(name, dir+"/") {
+			found = append(found, name)
+		}
 	}
 	return found, err
 }
 
-// controlGroups lists the groups that liblxc makes, whatever the hierarchies are.
-func controlGroups() ([]string, error) {
+// controlGroups lists the groups that liblxc makes for containers, whatever the hierarchies are. One named lxc.pivot, which liblxc
+// uses while it removes another, stays for good.
+func controlGroups(dir string) ([]string, error) {
+	all, err := containers()
+	if err != nil {
+		return nil, err
+	}
 	return walk("/sys/fs/cgroup", func(_ string, entry fs.DirEntry) bool {
-		return entry.IsDir() && strings.HasPrefix(entry.Name(), "lxc")
+		name, ok := strings.CutPrefix(entry.Name(), "lxc.")
+		if !entry.IsDir() || !ok || name == "pivot" {
+			return false
+		}
+		_, name, _ = strings.Cut(name, ".") // lxc.payload.NAME
+		return !slices.ContainsFunc(all, func(c container) bool { return c.name == name && !strings.HasPrefix(c.path, dir+"/") })
 	})
 }
 
-func monitors() ([]string, error) {
+// container is a running one, as its monitor's command line tells.
+type container struct{ path, name string }
+
+func containers() ([]container, error) {
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	var found []string
+	var found []container
 	for _, file := range lines {
-		if text, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(text), "[lxc monitor]") {
-			found = append(found, strings.ReplaceAll(strings.TrimRight(string(text), "\x00"), "\x00", " "))
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// [lxc monitor] PATH NAME
+		fields := strings.Fields(strings.ReplaceAll(string(text), "\x00", " "))
+		if len(fields) == 4 && fields[0] == "[lxc" {
+			found = append(found, container{fields[2], fields[3]})
+		}
+	}
+	return found, err
+}
+
+func monitors(dir string) ([]string, error) {
+	all, err := containers()
+	var found []string
+	for _, c := range all {
+		if strings.HasPrefix(c.path, dir+"/") {
+			found = append(found, c.path+" "+c.name)
 		}
 	}
 	return found, err
@@ -157,19 +185,18 @@ func names(dir string) ([]string, error) {
 
 // Purge ends the containers that live below dir, for when no agent is there to do it.
 func Purge(ctx context.Context, dir string) error {
-	found, err := monitors()
+	all, err := containers()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, line := range found { // [lxc monitor] PATH NAME
-		fields := strings.Fields(line)
-		if len(fields) != 4 || !strings.HasPrefix(fields[2], dir+"/") {
+	for _, c := range all {
+		if !strings.HasPrefix(c.path, dir+"/") {
 			continue
 		}
-		out, err := exec.CommandContext(ctx, "lxc-stop", "-P", fields[2], "-n", fields[3], "--kill").CombinedOutput()
+		out, err := exec.CommandContext(ctx, "lxc-stop", "-P", c.path, "-n", c.name, "--kill").CombinedOutput()
 		if err != nil {
-			errs = append(errs, fmt.Errorf("end container %s: %w: %s", fields[3], err, out))
+			errs = append(errs, fmt.Errorf("end container %s: %w: %s", c.name, err, out))
 		}
 	}
 	return errors.Join(errs...)

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 
@@ -18,6 +19,7 @@ import (
 const usage = `usage: controlplane [-base DIR] [-net linuxbridge|ovs] COMMAND
   install         fetch and unpack everything (needs apt)
   up              start it; installs it first when needed
+  run CMD ARG...  up, run the command with variables that tell tests where it is, down
   down            stop it and leave the host as it was
   remove          down, and delete the directory
   status          list the daemons
@@ -54,6 +56,8 @@ func run(ctx context.Context) error {
 			return err
 		}
 		return plane.Up(ctx)
+	case "run":
+		return runIn(ctx, plane, flag.Args()[1:])
 	case "down":
 		return plane.Down(ctx)
 	case "remove":
@@ -75,6 +79,27 @@ func run(ctx context.Context) error {
 		os.Exit(2)
 		return nil
 	}
+}
+
+// runIn runs a command while the control plane is up.
+func runIn(ctx context.Context, plane *controlplane.Plane, command []string) (err error) {
+	if len(command) == 0 {
+		return errors.New("run needs a command")
+	}
+	if plane.Running() {
+		return fmt.Errorf("a control plane is up in %s: end it first", plane.Base)
+	}
+	if err := plane.Install(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Down(context.WithoutCancel(ctx))) }()
+	if err := plane.Up(ctx); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Env = append(os.Environ(), plane.Environment()...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
 }
 
 func status(plane *controlplane.Plane) error {

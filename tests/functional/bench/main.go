@@ -1,0 +1,70 @@
+// Command bench measures compute-agent beside the distribution's nova-compute (with its fake driver, which starts nothing) on one
+// control plane, and prints a table.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
+	"github.com/compute-agent/compute-agent/tests/functional/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	net := flag.String("net", controlplane.LinuxBridge, "linuxbridge or ovs")
+	boots := flag.Int("boots", 10, "servers booted one after the other on each host")
+	guests := flag.Int("guests", 50, "servers booted at once on the agent's host")
+	flag.Parse()
+	l, err := lab.New(*net, "agent-bench")
+	if err != nil {
+		return err
+	}
+	if err := l.Agent.Build(ctx); err != nil {
+		return err
+	}
+	if err := l.UpForTests(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, l.DeleteServers(context.Background()), l.StopAgent(context.Background()), l.Plane.StopPeer(context.Background()))
+		if !lab.Shared() {
+			err = errors.Join(err, l.Plane.Down(context.Background()))
+		}
+	}()
+	b := bench{Lab: l}
+	ours, err := b.measure(ctx, agentSubject{l}, *boots)
+	if err != nil {
+		return err
+	}
+	split, err := b.split()
+	if err != nil {
+		return err
+	}
+	crowd, err := b.crowd(ctx, *guests)
+	if err != nil {
+		return err
+	}
+	if err := l.StopAgent(ctx); err != nil {
+		return err
+	}
+	peer, err := b.measure(ctx, peerSubject{l}, *boots)
+	if err != nil {
+		return err
+	}
+	return printTable(os.Stdout, ours, peer, split, crowd)
+}

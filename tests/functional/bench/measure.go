@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/compute-agent/compute-agent/tests/functional/agent"
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
+	"github.com/compute-agent/compute-agent/tests/functional/lab"
+)
+
+// subject is a compute service that can be measured.
+type subject interface {
+	name() string
+	host() string
+	start(ctx context.Context) error // returns when its host may be chosen
+	launch() error
+	stop(ctx context.Context) error
+	pid() int
+}
+
+type agentSubject struct{ *lab.Lab }
+
+func (s agentSubject) name() string                    { return "compute-agent" }
+func (s agentSubject) host() string                    { return s.Plane.Host }
+func (s agentSubject) start(ctx context.Context) error { return s.StartAgent(ctx) }
+func (s agentSubject) launch() error                   { return s.Agent.Start() }
+func (s agentSubject) stop(ctx context.Context) error  { return s.StopAgent(ctx) }
+func (s agentSubject) pid() int                        { return s.Agent.PID() }
+
+type peerSubject struct{ *lab.Lab }
+
+func (s peerSubject) name() string                    { return "nova-compute, fake driver" }
+func (s peerSubject) host() string                    { return controlplane.PeerHost }
+func (s peerSubject) start(ctx context.Context) error { return s.Plane.StartPeer(ctx) }
+func (s peerSubject) launch() error                   { return s.Plane.LaunchPeer() }
+func (s peerSubject) stop(ctx context.Context) error  { return s.Plane.StopPeer(ctx) }
+func (s peerSubject) pid() int                        { return s.Plane.PeerPID() }
+
+// figures of one subject.
+type figures struct {
+	name         string
+	up           time.Duration // from the start of the process to its first report
+	residentKB   int           // with no server
+	active, gone []time.Duration
+	bootCalls    map[string]int // calls to the conductor, by what is called
+	deleteCalls  map[string]int
+	idleCalls    map[string]int
+}
+
+const idleFor = 70 * time.Second // every periodic task of a minute runs at least once
+
+type bench struct{ *lab.Lab }
+
+// measure runs one subject alone, so that what is seen on the bus is its own.
+func (b bench) measure(ctx context.Context, s subject, boots int) (figures, error) {
+	f := figures{name: s.name()}
+	b.Plane.Say("%s: start", f.name)
+	if err := s.start(ctx); err != nil { // the first start registers the host, and is not the usual one
+		return f, err
+	}
+	if err := s.stop(ctx); err != nil {
+		return f, err
+	}
+	var err error
+	if f.up, err = b.timeToUp(ctx, s); err != nil {
+		return f, err
+	}
+	if err := s.start(ctx); err != nil { // nothing to start any more, but to wait for the scheduler
+		return f, err
+	}
+	b.Plane.Say("%s: %d servers, one after the other", f.name, boots)
+	if _, _, err := b.bootAndDelete(ctx, s.host()); err != nil { // the image comes to the host
+		return f, err
+	}
+	for range boots {
+		active, gone, err := b.bootAndDelete(ctx, s.host())
+		if err != nil {
+			return f, err
+		}
+		f.active, f.gone = append(f.active, active), append(f.gone, gone)
+	}
+	if f.residentKB, err = agent.ResidentKB(s.pid()); err != nil {
+		return f, err
+	}
+	b.Plane.Say("%s: messages", f.name)
+	var id string
+	if f.bootCalls, err = b.conductorCalls(ctx, func() error {
+		id, _, err = b.boot(ctx, s.host())
+		return err
+	}); err != nil {
+		return f, err
+	}
+	if f.deleteCalls, err = b.conductorCalls(ctx, func() error { return b.remove(ctx, id) }); err != nil {
+		return f, err
+	}
+	if f.idleCalls, err = b.conductorCalls(ctx, func() error { return sleep(ctx, idleFor) }); err != nil {
+		return f, err
+	}
+	return f, nil
+}
+
+// timeToUp starts the subject and waits for its first report.
+func (b bench) timeToUp(ctx context.Context, s subject) (time.Duration, error) {
+	before, err := b.Reports(ctx, s.host())
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := s.launch(); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err = cloud.Poll(ctx, 20*time.Millisecond, "report of "+s.name(), func() (bool, error) {
+		now, err := b.Reports(ctx, s.host())
+		return now > before, err
+	})
+	return time.Since(began), err
+}
+
+// boot boots a server on the host and returns its id and how long it took to be ACTIVE.
+func (b bench) boot(ctx context.Context, hostname string) (string, time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	began := time.Now()
+	id, err := b.Admin.CreateServer(ctx, cloud.NewServer{
+		Name: "bench", Image: b.Busybox, Flavor: b.Nano, Networks: cloud.OnNetwork(b.Network), AvailabilityZone: "nova:" + hostname,
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	_, err = b.Admin.WaitStatus(ctx, id, "ACTIVE")
+	return id, time.Since(began), err
+}
+
+func (b bench) remove(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := b.Admin.DeleteServer(ctx, id); err != nil {
+		return err
+	}
+	return b.Admin.WaitGone(ctx, id)
+}
+
+func (b bench) bootAndDelete(ctx context.Context, hostname string) (active, gone time.Duration, err error) {
+	id, active, err := b.boot(ctx, hostname)
+	if err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	err = b.remove(ctx, id)
+	return active, time.Since(began), err
+}
+
+// conductorCalls counts what compute services ask of the conductor during do. Of the calls that nova's other services make to it
+// none is an object call.
+func (b bench) conductorCalls(ctx context.Context, do func() error) (map[string]int, error) {
+	trace, err := b.Plane.Trace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	doErr := do()
+	if doErr == nil {
+		doErr = sleep(ctx, time.Second) // what follows at once belongs to it
+	}
+	messages, err := trace.Stop(ctx)
+	if err != nil {
+		return nil, err
+	}
+	calls := map[string]int{}
+	for _, m := range messages {
+		if m.Key == "conductor" && strings.HasPrefix(m.Method, "object_") {
+			calls[strings.Trim(m.Object+"."+m.Operation, ".")]++
+		}
+	}
+	return calls, doErr
+}
+
+// crowd is what many servers at once take.
+type crowd struct {
+	guests       int
+	active, gone time.Duration
+	residentKB   int
+}
+
+func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
+	c := crowd{guests: guests}
+	if guests == 0 {
+		return c, nil
+	}
+	b.Plane.Say("compute-agent: %d servers at once", guests)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	const name = "crowd"
+	began := time.Now()
+	_, err := b.Admin.CreateServer(ctx, cloud.NewServer{
+		Name: name, Image: b.Busybox, Flavor: b.Nano, Networks: cloud.OnNetwork(b.Network),
+		AvailabilityZone: "nova:" + b.Plane.Host, MinCount: guests, MaxCount: guests,
+	})
+	if err != nil {
+		return c, err
+	}
+	servers, err := b.Admin.Servers(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	for _, server := range servers {
+		if _, err := b.Admin.WaitStatus(ctx, server.ID, "ACTIVE"); err != nil {
+			return c, err
+		}
+	}
+	c.active = time.Since(began)
+	if c.residentKB, err = b.Agent.ResidentKB(); err != nil {
+		return c, err
+	}
+	began = time.Now()
+	for _, server := range servers {
+		if err := b.Admin.DeleteServer(ctx, server.ID); err != nil {
+			return c, err
+		}
+	}
+	for _, server := range servers {
+		if err := b.Admin.WaitGone(ctx, server.ID); err != nil {
+			return c, err
+		}
+	}
+	c.gone = time.Since(began)
+	if len(servers) != guests {
+		return c, fmt.Errorf("boot %d servers: nova made %d", guests, len(servers))
+	}
+	return c, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// median of durations; 0 for none.
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(d))
+	return sorted[len(sorted)/2]
+}

@@ -1,0 +1,209 @@
+//go:build functional
+
+package functional
+
+import (
+	"context"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
+	"github.com/compute-agent/compute-agent/tests/functional/host"
+)
+
+// within is a context with a deadline; every wait of a test has one.
+func within(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits until check is true, and says how long that took.
+func eventually(t *testing.T, limit time.Duration, what string, check func(ctx context.Context) (bool, error)) time.Duration {
+	t.Helper()
+	began := time.Now()
+	ctx := within(t, limit)
+	require.NoError(t, cloud.Poll(ctx, 100*time.Millisecond, what, func() (bool, error) { return check(ctx) }))
+	took := time.Since(began)
+	t.Logf("%s: %.1f s", what, took.Seconds())
+	return took
+}
+
+// create asks for a server on this host's agent and has it deleted when the test ends. Zero fields mean the small image, the small
+// flavor, the common network.
+func create(t *testing.T, want cloud.NewServer) string {
+	t.Helper()
+	if want.Name == "" {
+		want.Name = strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-")
+	}
+	if want.Image == "" {
+		want.Image = shared.Busybox
+	}
+	if want.Flavor == "" {
+		want.Flavor = shared.Nano
+	}
+	if want.Networks == nil {
+		want.Networks = cloud.OnNetwork(shared.Network)
+	}
+	want.AvailabilityZone = "nova:" + shared.Plane.Host // there may be a peer
+	id, err := shared.Admin.CreateServer(within(t, time.Minute), want)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		require.NoError(t, shared.Admin.DeleteServer(ctx, id))
+		require.NoError(t, shared.Admin.WaitGone(ctx, id))
+	})
+	return id
+}
+
+// boot creates a server and waits until it is ACTIVE.
+func boot(t *testing.T, want cloud.NewServer) cloud.Server {
+	t.Helper()
+	began := time.Now()
+	id := create(t, want)
+	server, err := shared.Admin.WaitStatus(within(t, 2*time.Minute), id, "ACTIVE")
+	require.NoError(t, err)
+	t.Logf("ACTIVE after %.1f s", time.Since(began).Seconds())
+	return server
+}
+
+// remove deletes a server and waits until nova and the agent are done with it.
+func remove(t *testing.T, id string) {
+	t.Helper()
+	ctx := within(t, time.Minute)
+	require.NoError(t, shared.Admin.DeleteServer(ctx, id))
+	require.NoError(t, shared.Admin.WaitGone(ctx, id))
+}
+
+// act makes a server action and waits for the status that it leads to.
+func act(t *testing.T, id, action string, args any, status string) time.Duration {
+	t.Helper()
+	ctx := within(t, time.Minute)
+	began := time.Now()
+	require.NoError(t, shared.Admin.Action(ctx, id, action, args, nil))
+	_, err := shared.Admin.WaitStatus(ctx, id, status)
+	require.NoError(t, err)
+	took := time.Since(began)
+	t.Logf("%s: %.1f s", action, took.Seconds())
+	return took
+}
+
+// answers waits until the server answers to ping at its address.
+func answers(t *testing.T, server cloud.Server) {
+	t.Helper()
+	require.NotEmpty(t, server.IP(), "the server has no address")
+	eventually(t, 30*time.Second, "answer to ping", func(ctx context.Context) (bool, error) {
+		return host.Ping(ctx, shared.Netns(), server.IP()) == nil, nil
+	})
+}
+
+// httpGet reads the server's page at port 80 over TCP.
+func httpGet(t *testing.T, server cloud.Server) string {
+	t.Helper()
+	script := `exec 3<>/dev/tcp/` + server.IP() + `/80; printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3`
+	out, err := exec.CommandContext(within(t, 10*time.Second), "ip", "netns", "exec", shared.Netns(), "bash", "-c", script).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return string(out)
+}
+
+// inside runs a command in the guest.
+func inside(t *testing.T, id string, command ...string) string {
+	t.Helper()
+	out, err := shared.Agent.Exec(within(t, 30*time.Second), id, command...)
+	require.NoError(t, err)
+	return strings.TrimSpace(out)
+}
+
+// booted is a value that is another one after each boot of the guest.
+func booted(t *testing.T, id string) string {
+	t.Helper()
+	// The start time of the guest's init, in clock ticks of the host.
+	fields := strings.Fields(inside(t, id, "cat", "/proc/1/stat"))
+	require.Greater(t, len(fields), 21)
+	return fields[21]
+}
+
+// snapshot is what there is on the host now.
+func snapshot(t *testing.T) host.Snapshot {
+	t.Helper()
+	var ovs func(context.Context) ([]string, error)
+	if shared.Plane.Net == controlplane.OVS {
+		ovs = func(ctx context.Context) ([]string, error) {
+			out, err := shared.Plane.OVS(ctx, "--format=csv", "--no-heading", "--columns=name", "list", "Port")
+			return strings.Fields(out), err
+		}
+	}
+	s, err := host.Take(within(t, 30*time.Second), shared.Agent.StateDir(), ovs)
+	require.NoError(t, err)
+	return s
+}
+
+// nothingLeft waits until the host is as it was. Neutron's agents take a moment to notice that a server is gone.
+func nothingLeft(t *testing.T, before host.Snapshot) {
+	t.Helper()
+	var changes []string
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		changes = snapshot(t).Since(before)
+		if len(changes) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			require.Fail(t, "the host is not as it was", strings.Join(changes, "\n"))
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// noAllocations checks that placement holds nothing for the server.
+func noAllocations(t *testing.T, id string) {
+	t.Helper()
+	ctx := within(t, 20*time.Second)
+	provider, _, err := shared.Admin.Provider(ctx, shared.Plane.Host)
+	require.NoError(t, err)
+	err = cloud.Poll(ctx, 300*time.Millisecond, "allocations to go", func() (bool, error) {
+		allocations, err := shared.Admin.Allocations(ctx, provider)
+		_, held := allocations[id]
+		return !held, err
+	})
+	require.NoError(t, err)
+}
+
+// startAgent starts the agent and waits until the scheduler may choose its host.
+func startAgent(t *testing.T) {
+	t.Helper()
+	require.NoError(t, shared.Agent.Start())
+	reports := reportCount(t)
+	eventually(t, 30*time.Second, "the agent to report", func(ctx context.Context) (bool, error) {
+		return reportCount(t) > reports, shared.Plane.WaitCompute(ctx, shared.Plane.Host)
+	})
+}
+
+// killAgent ends the agent without a warning.
+func killAgent(t *testing.T) {
+	t.Helper()
+	err := shared.Agent.Signal(within(t, 10*time.Second), syscall.SIGKILL)
+	require.ErrorContains(t, err, "killed")
+	require.Zero(t, shared.Agent.PID())
+}
+
+// statusIn waits until the server has one of the statuses and no task.
+func statusIn(t *testing.T, limit time.Duration, id string, statuses ...string) cloud.Server {
+	t.Helper()
+	var server cloud.Server
+	eventually(t, limit, "status "+strings.Join(statuses, " or "), func(ctx context.Context) (bool, error) {
+		var err error
+		server, err = shared.Admin.Server(ctx, id)
+		return slices.Contains(statuses, server.Status) && server.TaskState == "", err
+	})
+	return server
+}

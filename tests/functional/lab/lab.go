@@ -1,0 +1,155 @@
+// Package lab puts a control plane and the agent under test together, for the tests, the benchmark and the demo.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/compute-agent/compute-agent/tests/functional/agent"
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
+	"github.com/compute-agent/compute-agent/tests/functional/host"
+)
+
+// Lab is a control plane with one agent.
+type Lab struct {
+	Plane *controlplane.Plane
+	Agent *agent.Agent
+
+	// What Up finds in the control plane: a session of the administrator, and ids.
+	Admin           *cloud.Client
+	Busybox, Debian string // images
+	Nano, Small     string // flavors
+	Network         string // the network that is there for all
+}
+
+// New describes a lab; it touches nothing. net is as in controlplane.Options. The agent's files are below the control plane's
+// directory, under the given name.
+func New(net, agentName string) (*Lab, error) {
+	plane, err := controlplane.New(controlplane.Options{Net: net})
+	if err != nil {
+		return nil, err
+	}
+	return &Lab{Plane: plane, Agent: agent.New(filepath.Join(plane.Base, agentName))}, nil
+}
+
+// Up brings up the control plane, installing it first when needed, and finds what is in it.
+func (l *Lab) Up(ctx context.Context) error {
+	if err := l.Plane.Install(ctx); err != nil {
+		return err
+	}
+	if err := l.Plane.Up(ctx); err != nil {
+		return err
+	}
+	return l.find(ctx)
+}
+
+// UpForTests is Up for a run that ends the control plane itself, unless COMPUTE_AGENT_LAB says to use the one that is up: a control
+// plane that somebody else uses is not to be ended.
+func (l *Lab) UpForTests(ctx context.Context) error {
+	switch running, shared := l.Plane.Running(), Shared(); {
+	case shared && !running:
+		return fmt.Errorf("%s is set, but no control plane is up in %s", controlplane.EnvRunning, l.Plane.Base)
+	case shared:
+		return l.find(ctx)
+	case running:
+		return fmt.Errorf("a control plane is up in %s: end it, or set %s=1 to use it", l.Plane.Base, controlplane.EnvRunning)
+	}
+	return l.Up(ctx)
+}
+
+// Shared reports whether the control plane is somebody else's.
+func Shared() bool { return os.Getenv(controlplane.EnvRunning) != "" }
+
+func (l *Lab) find(ctx context.Context) error {
+	var err error
+	if l.Admin, err = l.Plane.Admin(ctx); err != nil {
+		return err
+	}
+	for _, wanted := range []struct {
+		id   *string
+		find func(context.Context, string) (string, error)
+		name string
+	}{
+		{&l.Busybox, l.Admin.ImageID, controlplane.BusyboxImage},
+		{&l.Debian, l.Admin.ImageID, controlplane.DebianImage},
+		{&l.Nano, l.Admin.FlavorID, controlplane.NanoFlavor},
+		{&l.Small, l.Admin.FlavorID, controlplane.SmallFlavor},
+		{&l.Network, l.Admin.NetworkID, controlplane.DemoNetwork},
+	} {
+		if *wanted.id, err = wanted.find(ctx, wanted.name); err != nil {
+			return err
+		}
+		if *wanted.id == "" {
+			return fmt.Errorf("the control plane has no %s", wanted.name)
+		}
+	}
+	return nil
+}
+
+// StartAgent starts the agent, which Build has made, unless it runs, and waits until the scheduler may choose its host.
+func (l *Lab) StartAgent(ctx context.Context) error {
+	if l.Agent.PID() == 0 {
+		if err := l.Agent.Configure(l.Plane.AgentConfig(l.Agent.Dir)); err != nil {
+			return err
+		}
+		if err := l.Agent.Start(); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return l.Plane.WaitCompute(ctx, l.Plane.Host)
+}
+
+// StopAgent ends the agent and whatever containers it left.
+func (l *Lab) StopAgent(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return errors.Join(l.Agent.Signal(ctx, syscall.SIGTERM), host.Purge(ctx, l.Agent.Dir))
+}
+
+// DeleteServers deletes all servers of all projects.
+func (l *Lab) DeleteServers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	admin, err := l.Plane.Admin(ctx)
+	if err != nil {
+		return err
+	}
+	servers, err := admin.Servers(ctx, "")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, server := range servers {
+		errs = append(errs, admin.DeleteServer(ctx, server.ID))
+	}
+	for _, server := range servers {
+		errs = append(errs, admin.WaitGone(ctx, server.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// Netns is the network namespace of the common network's DHCP server, from which servers can be reached.
+func (l *Lab) Netns() string { return "qdhcp-" + l.Network }
+
+// Reports is how often the compute service of a host has reported, out of nova's database: the API does not show it. It is -1 for a
+// host that nova does not know.
+func (l *Lab) Reports(ctx context.Context, hostname string) (int, error) {
+	text, err := l.Plane.SQL(ctx, "SELECT COALESCE(MAX(report_count), -1) FROM nova.services WHERE deleted = 0 "+
+		"AND `binary` = 'nova-compute' AND host = '"+hostname+"'")
+	if err != nil {
+		return 0, err
+	}
+	var count int
+	if _, err := fmt.Sscan(text, &count); err != nil {
+		return 0, fmt.Errorf("read report count %q: %w", text, err)
+	}
+	return count, nil
+}
