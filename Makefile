@@ -14,7 +14,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
-.PHONY: help build test check unit race contract fuzz-short lint functional bench demo demo-down prerequisites sample tidy clean
+LAB := go run ./tests/functional/controlplane/cmd
+FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
+
+.PHONY: help build test check unit race fuzz-short lint functional functional-packages functional-linuxbridge functional-ovs bench demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -52,9 +55,19 @@ $(GOLANGCI):
 	mv $(TOOLS)/golangci-lint $@
 
 functional: prerequisites ## functional tests: Linux bridge, then Open vSwitch
-	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 40m -v ./tests/functional -args -net linuxbridge
-	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 20m -v ./tests/functional -run '^(TestBoot|TestPorts)' -args -net ovs
-	COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1 -timeout 15m ./driver/... ./vif/... ./rpc/... ./imagesync/... ./internal/...
+	tests/functional/prerequisites.sh tests
+	$(LAB) -net linuxbridge run $(MAKE) --no-print-directory functional-packages functional-linuxbridge
+	$(LAB) -net ovs run $(MAKE) --no-print-directory functional-ovs
+
+# These need a control plane that is up.
+functional-packages:
+	$(FUNCTIONAL) -p 1 -timeout 20m $$(find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)
+
+functional-linuxbridge:
+	$(FUNCTIONAL) -v -timeout 40m ./tests/functional
+
+functional-ovs:
+	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot|Delete)' ./tests/functional
 
 bench: prerequisites ## start, boot and delete, messages and memory, beside the distribution's nova-compute
 	go run ./tests/functional/bench
@@ -65,8 +78,13 @@ demo: prerequisites ## control plane, agent, a server from a real image, a ping 
 demo-down: ## end the demo and leave nothing; KEEP_CACHE=1 keeps the control plane's files for the next time
 	@go run ./tests/functional/demo down
 
-sample: build ## etc/compute-agent.conf.sample from the option registry
+sample: build ## etc/compute-agent.conf.sample and docs/options.md from the option registry
 	$(BIN)/compute-agent config sample > etc/compute-agent.conf.sample
+	$(BIN)/compute-agent config sample --markdown > docs/options.md
+
+sample-check: build # fails when an option changed and its documents did not
+	$(BIN)/compute-agent config sample | diff -u etc/compute-agent.conf.sample -
+	$(BIN)/compute-agent config sample --markdown | diff -u docs/options.md -
 
 tidy: ## go.mod and go.sum
 	go mod tidy
