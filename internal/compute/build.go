@@ -179,7 +179,7 @@ const defaultRootDevice = "/dev/sda"
 // root disk are being prepared.
 func (m *Manager) advanceBuild(ctx context.Context, r *buildRequest) error {
 	// Others read the instance at the same time; the last save of the build gives it the whole row.
-	inst := &object.Instance{Header: r.Instance.Header.Clone(), ID: r.Instance.ID, UUID: r.Instance.UUID, RootDeviceName: r.Instance.RootDeviceName}
+	inst := &object.Instance{Header: r.Instance.Clone(), ID: r.Instance.ID, UUID: r.Instance.UUID, RootDeviceName: r.Instance.RootDeviceName}
 	err := m.Conductor.SaveInstance(ctx, inst, map[string]any{
 		"vm_state": object.VMStateBuilding, "task_state": object.TaskStateNetworking,
 	}, conductor.ExpectTask(""))

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -137,6 +138,10 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driv
 	if !ok {
 		reqctx.Log(ctx).Warning("this host has no record of an instance that nova places here")
 		return nil
+	}
+	// The store's references are not written through: a crash of the host may have lost them.
+	if err := m.Images.Acquire(rec.ImageID, inst.UUID); err != nil && !errors.Is(err, imagesync.ErrNotFound) {
+		return err
 	}
 	for _, v := range rec.VIFs {
 		if _, err := m.Plugger.Plug(ctx, v); err != nil {

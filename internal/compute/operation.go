@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -113,19 +112,11 @@ func (m *Manager) finishEvent(ctx context.Context, uuid, event string, failure e
 	}
 }
 
-// maxFaultMessage is the width of instance_faults.message.
-const maxFaultMessage = 255
-
 // recordFault stores what `openstack server show` gives as the instance's fault
 // (nova/compute/utils.py:add_instance_fault_from_exc).
 func (m *Manager) recordFault(ctx context.Context, inst *object.Instance, failure error) {
-	message := failure.Error()
-	code := 500
-	var known *exception.Error
-	if errors.As(failure, &known) {
-		message, code = known.Message, known.Code
-	}
-	fault := &object.InstanceFault{InstanceUUID: inst.UUID, Code: code, Host: m.opts.Host, Message: clip(message, maxFaultMessage)}
+	code, message := exception.Describe(failure)
+	fault := &object.InstanceFault{InstanceUUID: inst.UUID, Code: code, Host: m.opts.Host, Message: message}
 	if code == 500 {
 		fault.Details = traceback(failure)
 	}
@@ -144,18 +135,6 @@ func traceback(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// clip cuts a text to n bytes at a rune's border.
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	cut := n
-	for cut > 0 && s[cut]&0xC0 == 0x80 {
-		cut--
-	}
-	return s[:cut]
-}
-
 // protect runs fn and turns a panic into an error: a programmer's mistake in one
 // background operation must not end the agent under the other guests.
 func protect(fn func() error) (err error) {
@@ -165,12 +144,4 @@ func protect(fn func() error) (err error) {
 		}
 	}()
 	return fn()
-}
-
-// withTimeout bounds a step; zero means that ctx alone bounds it.
-func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	if d <= 0 {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeout(ctx, d)
 }

@@ -168,6 +168,7 @@ func (m *Manager) rebootInstance(ctx context.Context, inst *object.Instance, arg
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
+	inst.TaskState = pending // nova-compute tells of the reboot before it stores this
 	m.notifyInstance(ctx, inst, "reboot", "start")
 	now, err := m.powerState(ctx, inst.UUID)
 	if err != nil {

@@ -15,7 +15,7 @@ type refusal struct {
 	fault, revert bool // as in operation
 	err           func(args rpc.Args) error
 	// undo takes back what the caller prepared for the method; nil: nothing.
-	undo func(m *Manager, ctx context.Context, inst *object.Instance, args rpc.Args)
+	undo func(ctx context.Context, m *Manager, inst *object.Instance, args rpc.Args)
 }
 
 // refuse makes the handler of a refused method. With an instance in its arguments the
@@ -27,7 +27,7 @@ func (m *Manager) refuse(method string, r refusal) rpc.Handler {
 	}
 	refused := m.onInstance(op, func(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
 		if r.undo != nil {
-			r.undo(m, ctx, inst, args)
+			r.undo(ctx, m, inst, args)
 		}
 		return nil, r.err(args)
 	})
@@ -41,7 +41,7 @@ func (m *Manager) refuse(method string, r refusal) rpc.Handler {
 
 // deleteImage removes the image that the API made for a snapshot, as nova-compute does
 // when one fails (nova/compute/manager.py:delete_image_on_error).
-func deleteImage(m *Manager, ctx context.Context, _ *object.Instance, args rpc.Args) {
+func deleteImage(ctx context.Context, m *Manager, _ *object.Instance, args rpc.Args) {
 	var id string
 	if err := args.Decode("image_id", &id); err != nil || id == "" {
 		return
@@ -53,7 +53,7 @@ func deleteImage(m *Manager, ctx context.Context, _ *object.Instance, args rpc.A
 
 // revertMove gives the instance back the allocation that the conductor moved to the
 // migration, and ends the migration (nova/compute/manager.py:_revert_allocation).
-func revertMove(m *Manager, ctx context.Context, inst *object.Instance, args rpc.Args) {
+func revertMove(ctx context.Context, m *Manager, inst *object.Instance, args rpc.Args) {
 	var migration object.Migration
 	if err := args.Decode("migration", &migration); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("refused move has no migration")

@@ -17,7 +17,7 @@ import (
 // identityFile is where nova keeps the node's UUID (nova/virt/node.py:COMPUTE_ID_FILE).
 const identityFile = "compute_id"
 
-// ErrIdentity: the host's identity and Nova's records contradict each other, which only
+// ErrIdentity tells that the host's identity and Nova's records contradict each other, which only
 // the operator can put right.
 var ErrIdentity = errors.New("node identity")
 
@@ -30,7 +30,7 @@ func readIdentity(dirs []string) (string, error) {
 	found, where := "", ""
 	for _, dir := range dirs {
 		path := filepath.Join(dir, identityFile)
-		raw, err := os.ReadFile(path) //nolint:gosec // the operator's own directories
+		raw, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -395,7 +395,7 @@ func (t *Tracker) flush(ctx context.Context) error {
 		t.fill(t.node)
 		fields := nodeFields(t.node)
 		changes := changed(t.saved, fields)
-		node := &object.ComputeNode{Header: t.node.Header.Clone(), ID: t.node.ID, UUID: t.node.UUID}
+		node := &object.ComputeNode{Header: t.node.Clone(), ID: t.node.ID, UUID: t.node.UUID}
 		t.mu.Unlock()
 		var err error
 		if len(changes) > 0 {
