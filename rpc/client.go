@@ -233,7 +233,7 @@ func (c *Client) consume(ctx context.Context) {
 	var once sync.Once
 	err := c.transport.Consume(ctx, Subscription{
 		Queues: []Queue{{Name: c.replyQueue, Kind: QueueReply, RoutingKey: c.replyQueue}},
-		Handle: c.handle,
+		Handle: func(d Delivery) { c.handle(ctx, d) },
 		Ready:  func() { once.Do(func() { close(c.ready) }) },
 	})
 	if err == nil {
@@ -251,10 +251,10 @@ func (c *Client) endError() error {
 }
 
 // handle gives a reply to its waiter (amqpdriver.py:ReplyWaiters.put).
-func (c *Client) handle(d Delivery) {
+func (c *Client) handle(ctx context.Context, d Delivery) {
 	r, err := decodeReply(d.Body)
 	if err != nil {
-		countMalformed(&c.log, err, d)
+		countMalformed(ctx, &c.log, err, d)
 		return
 	}
 	if c.recent.seen(r.uniqueID) {

@@ -124,7 +124,7 @@ func (n *Notifier) Notify(ctx context.Context, topics []string, priority, publis
 	for _, topic := range topics {
 		name := topic + "." + strings.ToLower(priority)
 		for _, body := range bodies {
-			err := n.enqueue(Message{
+			err := n.enqueue(Message{ //nolint:contextcheck // the sender serves every later notification too
 				Exchange: n.exchange, RoutingKey: name, Body: body, Attempts: n.attempts,
 				Queue: &Queue{Name: name, Kind: QueueTopic, Exchange: n.exchange, RoutingKey: name},
 			})

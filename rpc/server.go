@@ -87,7 +87,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("serve topic %s: %w", s.options.Topic, err)
 	}
-	return errors.Join(err, s.drain(cancel))
+	return errors.Join(err, s.drain(work, cancel))
 }
 
 // queues are the three queues of a server (amqpdriver.py:AMQPDriverBase.listen).
@@ -101,8 +101,8 @@ func (s *Server) queues() []Queue {
 	}
 }
 
-// drain waits for the accepted requests, and cancels them when their time is over.
-func (s *Server) drain(cancel context.CancelFunc) error {
+// drain waits for the accepted requests, and cancels their context when their time is over.
+func (s *Server) drain(work context.Context, cancel context.CancelFunc) error {
 	done := make(chan struct{})
 	go func() {
 		s.tasks.Wait()
@@ -116,22 +116,21 @@ func (s *Server) drain(cancel context.CancelFunc) error {
 			return nil
 		case <-timer.C:
 		}
-		s.discardBacklog()
+		s.discardBacklog(work)
 		cancel()
 	}
 	return fmt.Errorf("stop topic %s: handlers still run: %v", s.options.Topic, s.runningMethods())
 }
 
 // discardBacklog drops what was accepted but will not be started any more.
-func (s *Server) discardBacklog() {
+func (s *Server) discardBacklog(ctx context.Context) {
 	s.mu.Lock()
 	lost := s.backlog
 	s.backlog = nil
 	s.mu.Unlock()
 	waitingRequests.Sub(float64(len(lost)))
 	for _, r := range lost {
-		ctx := reqctx.With(context.Background(), reqctx.FromMap(r.context))
-		reqctx.Log(ctx).WithField("method", r.method).Error("request was accepted but not started before the shutdown")
+		reqctx.Log(reqctx.With(ctx, reqctx.FromMap(r.context))).WithField("method", r.method).Error("request was accepted but not started before the shutdown")
 	}
 }
 
@@ -150,7 +149,7 @@ func (s *Server) runningMethods() []string {
 func (s *Server) accept(ctx context.Context, d Delivery) {
 	r, err := decodeRequest(d.Body)
 	if err != nil {
-		countMalformed(&s.log, err, d)
+		countMalformed(ctx, &s.log, err, d)
 		if r.msgID == "" || r.replyTo == "" {
 			return
 		}
@@ -197,15 +196,14 @@ func (s *Server) work(ctx context.Context) {
 
 // countMalformed counts a message that could not be read and logs one of each
 // kind per minute, without its content.
-func countMalformed(log *quiet, err error, d Delivery) {
+func countMalformed(ctx context.Context, log *quiet, err error, d Delivery) {
 	kind := "message"
-	var m *MalformedError
-	if errors.As(err, &m) {
+	if m, ok := errors.AsType[*MalformedError](err); ok {
 		kind = m.Kind
 	}
 	malformedMessages.WithLabelValues(kind).Inc()
 	if suppressed, ok := log.allow(kind); ok {
-		reqctx.Log(context.Background()).WithError(err).WithField("queue", d.Queue).WithField("bytes", len(d.Body)).
+		reqctx.Log(ctx).WithError(err).WithField("queue", d.Queue).WithField("bytes", len(d.Body)).
 			WithField("suppressed", suppressed).Warning("malformed message dropped")
 	}
 }

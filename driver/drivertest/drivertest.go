@@ -243,7 +243,7 @@ func testEventsOfEarlier(t *testing.T, h Harness) {
 	uuid := h.create(t, d, 1)
 	h.start(t, d, uuid)
 	one, two := d.Events(t.Context()), d.Events(t.Context())
-	time.Sleep(quietFor / 5) // let them look around
+	time.Sleep(quietFor / 5) //nolint:forbidigo // nothing tells that they have looked around
 	h.PowerOff(t, d, uuid)
 	expect(t, one, uuid, driver.PowerStateShutdown)
 	expect(t, two, uuid, driver.PowerStateShutdown)

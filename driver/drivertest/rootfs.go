@@ -28,39 +28,45 @@ func BusyboxRootFS(t *testing.T, dir string, ids storage.IDRange) {
 	t.Helper()
 	applets, err := exec.CommandContext(t.Context(), busybox, "--list").Output()
 	require.NoError(t, err, "package busybox-static is needed")
+	require.NoError(t, os.MkdirAll(dir, 0o755)) //nolint:gosec // as in an image
+	root, err := os.OpenRoot(dir)
+	require.NoError(t, err)
+	defer root.Close() //nolint:errcheck // a directory holds nothing back
 	for _, d := range []string{"bin", "sbin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"} {
-		require.NoError(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+		require.NoError(t, root.MkdirAll(d, 0o755))
 	}
 	binary, err := os.ReadFile(busybox)
 	require.NoError(t, err)
-	write(t, dir, "bin/busybox", string(binary), 0o755)
+	write(t, root, "bin/busybox", string(binary), 0o755)
 	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet != "busybox" && applet != "init" {
-			require.NoError(t, os.Symlink("busybox", filepath.Join(dir, "bin", applet)))
+			require.NoError(t, root.Symlink("busybox", filepath.Join("bin", applet)))
 		}
 	}
-	require.NoError(t, os.Symlink("../bin/busybox", filepath.Join(dir, "sbin", "init")))
-	write(t, dir, "etc/inittab", inittab, 0o644)
-	write(t, dir, "etc/rc", fmt.Sprintf("echo '%s'\n", BootLine), 0o755)
-	write(t, dir, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)
-	write(t, dir, "etc/group", "root:x:0:\n", 0o644)
+	require.NoError(t, root.Symlink("../bin/busybox", filepath.Join("sbin", "init")))
+	write(t, root, "etc/inittab", inittab, 0o644)
+	write(t, root, "etc/rc", fmt.Sprintf("echo '%s'\n", BootLine), 0o755)
+	write(t, root, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)
+	write(t, root, "etc/group", "root:x:0:\n", 0o644)
 	ShiftOwner(t, dir, ids)
 }
 
 // ShiftOwner gives everything below dir to the root of a guest. Needs root.
 func ShiftOwner(t *testing.T, dir string, ids storage.IDRange) {
 	t.Helper()
-	require.NoError(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(dir)
+	require.NoError(t, err)
+	defer root.Close() //nolint:errcheck // a directory holds nothing back
+	require.NoError(t, fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(path, int(ids.Base), int(ids.Base))
+		return root.Lchown(path, int(ids.Base), int(ids.Base))
 	}))
 }
 
-func write(t *testing.T, dir, name, content string, mode os.FileMode) {
+func write(t *testing.T, root *os.Root, name, content string, mode os.FileMode) {
 	t.Helper()
-	path := filepath.Join(dir, name)
-	require.NoError(t, os.WriteFile(path, []byte(content), mode))
-	require.NoError(t, os.Chmod(path, mode)) // whatever the umask says
+	require.NoError(t, root.WriteFile(name, []byte(content), mode))
+	require.NoError(t, root.Chmod(name, mode)) // whatever the umask says
 }

@@ -63,12 +63,12 @@ func readCgroups() (cgroups, error) {
 	if err != nil {
 		return cgroups{}, err
 	}
-	defer mounts.Close()
+	defer mounts.Close() //nolint:errcheck // only read
 	own, err := os.Open("/proc/1/cgroup")
 	if err != nil {
 		return cgroups{}, err
 	}
-	defer own.Close()
+	defer own.Close() //nolint:errcheck // only read
 	return parseCgroups(mounts, own)
 }
 

@@ -15,7 +15,7 @@ func execChild() int {
 	status := os.NewFile(fdStatus, "status")
 	code, err := attach()
 	if err != nil {
-		fmt.Fprintln(status, err) // an agent that has gone does not read it
+		_, _ = fmt.Fprintln(status, err) // an agent that has gone does not read it
 		return exitFailed
 	}
 	return code

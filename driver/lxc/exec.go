@@ -90,14 +90,14 @@ func (d *Driver) forkExec(ctx context.Context, c driver.Command, env []string) (
 	if err != nil {
 		return -1, err
 	}
-	defer lifeW.Close()
-	defer lifeR.Close()
+	defer lifeW.Close() //nolint:errcheck // a pipe holds nothing back
+	defer lifeR.Close() //nolint:errcheck // a pipe holds nothing back
 	statusR, statusW, err := os.Pipe()
 	if err != nil {
 		return -1, err
 	}
-	defer statusR.Close()
-	defer statusW.Close()
+	defer statusR.Close() //nolint:errcheck // a pipe holds nothing back
+	defer statusW.Close() //nolint:errcheck // closed already if the child was started
 
 	cmd := exec.CommandContext(ctx, d.o.Executable, commandExec)
 	cmd.Env = env
@@ -111,7 +111,7 @@ func (d *Driver) forkExec(ctx context.Context, c driver.Command, env []string) (
 	if err := cmd.Start(); err != nil {
 		return -1, err
 	}
-	statusW.Close() //nolint:errcheck,gosec // the child has its own
+	_ = statusW.Close() // the child has its own
 	err = cmd.Wait()
 	if ctx.Err() != nil {
 		return -1, fmt.Errorf("%w: %w", driver.ErrTimeout, ctx.Err())

@@ -42,7 +42,7 @@ func newNIC(t *testing.T, name string) driver.NIC {
 	}
 	ip(t, "link", "add", link.Host, "type", "veth", "peer", "name", link.Peer)
 	t.Cleanup(func() {
-		_ = exec.CommandContext(context.Background(), "ip", "link", "del", link.Host).Run() //nolint:gosec // our own name; lost already in some tests
+		_ = exec.CommandContext(context.Background(), "ip", "link", "del", link.Host).Run() // our own name; lost already in some tests
 	})
 	return driver.NIC{PortID: "port-" + name, Name: name, Link: link}
 }

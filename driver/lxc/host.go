@@ -73,11 +73,15 @@ func (d *Driver) checkConfinement() []Problem {
 	case d.o.AppArmor == ModeUnconfined:
 	case appArmorEnabled() && d.o.AppArmor != ModeAuto && d.o.AppArmor != ModeGenerated:
 	case appArmorEnabled() && !appArmorParser():
-		problems = append(problems, Problem{"AppArmor is on but apparmor_parser is missing, so guests run without a profile",
-			"install apparmor", d.o.AppArmor == ModeGenerated})
+		problems = append(problems, Problem{
+			"AppArmor is on but apparmor_parser is missing, so guests run without a profile",
+			"install apparmor", d.o.AppArmor == ModeGenerated,
+		})
 	case !appArmorEnabled():
-		problems = append(problems, Problem{"the host has no AppArmor, so guests run without a profile",
-			"boot with apparmor=1 security=apparmor, or leave it to the user namespace and seccomp", d.o.AppArmor != ModeAuto})
+		problems = append(problems, Problem{
+			"the host has no AppArmor, so guests run without a profile",
+			"boot with apparmor=1 security=apparmor, or leave it to the user namespace and seccomp", d.o.AppArmor != ModeAuto,
+		})
 	}
 	if d.o.LXCFS == ModeOn && d.lxcfs() == "" {
 		problems = append(problems, Problem{"lxcfs is required but not mounted at " + lxcfsMount, "install and start lxcfs", true})
@@ -114,7 +118,7 @@ func checkIDMap(pool []storage.IDRange, tools map[string]bool, subuid, subgid st
 			problems = append(problems, Problem{fmt.Sprintf("%s cannot be read: %v", file, err), "correct it, see subuid(5)", true})
 			continue
 		}
-		remedy := fmt.Sprintf("echo root:1000000:1000000000 >> %s", file)
+		remedy := "echo root:1000000:1000000000 >> " + file
 		if len(granted) == 0 {
 			problems = append(problems, Problem{"root has no ids to give to guests in " + file, remedy, true})
 			continue
@@ -137,7 +141,7 @@ func rootRanges(file string) ([]storage.IDRange, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	var ranges []storage.IDRange
 	s := bufio.NewScanner(f)
 	for s.Scan() {

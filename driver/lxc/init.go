@@ -95,7 +95,7 @@ func findInit(rootfs string) (initSystem, error) {
 	if err != nil {
 		return initUnknown, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	b, err := io.ReadAll(io.LimitReader(f, maxInitSize))
 	if err != nil {
 		return initUnknown, err

@@ -18,7 +18,7 @@ func (files tree) make(t *testing.T) string {
 	dir := t.TempDir()
 	for name, content := range files {
 		path := filepath.Join(dir, name)
-		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755)) //nolint:gosec // a root file system
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755)) // a root file system
 		target, link := strings.CutPrefix(content, "-> ")
 		switch {
 		case link:
@@ -26,9 +26,9 @@ func (files tree) make(t *testing.T) string {
 		case content == "fifo":
 			require.NoError(t, syscall.Mkfifo(path, 0o755))
 		case content == "dir":
-			require.NoError(t, os.Mkdir(path, 0o755)) //nolint:gosec // a root file system
+			require.NoError(t, os.Mkdir(path, 0o755)) // a root file system
 		default:
-			require.NoError(t, os.WriteFile(path, []byte(content), 0o755)) //nolint:gosec // a program
+			require.NoError(t, os.WriteFile(path, []byte(content), 0o755)) // a program
 		}
 	}
 	return dir
@@ -74,7 +74,7 @@ func TestFindInit(t *testing.T) {
 		})
 	}
 	dir := tree{"sbin/init": "x"}.make(t)
-	require.NoError(t, os.Chmod(filepath.Join(dir, "sbin/init"), 0o644)) //nolint:gosec // not a secret
+	require.NoError(t, os.Chmod(filepath.Join(dir, "sbin/init"), 0o644)) // not a secret
 	_, err := findInit(dir)
 	require.ErrorContains(t, err, "executable")
 }

@@ -3,6 +3,7 @@ package lxc
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/compute-agent/compute-agent/flavor"
 )
@@ -104,17 +105,17 @@ func diskItems(l flavor.DiskLimits, lay layout, device string) []item {
 		{"write_iops", "wiops", first(l.WriteIOPSSec, l.TotalIOPSSec)},
 	}
 	var items []item
-	both := device
+	both := []string{device}
 	for _, t := range limits {
 		if t.value <= 0 {
 			continue
 		}
 		value := strconv.FormatInt(t.value, 10)
 		items = append(items, item{"lxc.cgroup.blkio.throttle." + t.v1 + "_device", device + " " + value})
-		both += " " + t.v2 + "=" + value
+		both = append(both, t.v2+"="+value)
 	}
 	if lay == layoutV2 && len(items) > 0 {
-		return []item{{"lxc.cgroup2.io.max", both}}
+		return []item{{"lxc.cgroup2.io.max", strings.Join(both, " ")}}
 	}
 	return items
 }

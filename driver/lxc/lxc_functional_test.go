@@ -44,7 +44,7 @@ func need(t *testing.T, ok bool, what string) {
 func testDir(t *testing.T) string {
 	t.Helper()
 	need(t, os.Geteuid() == 0, "root")
-	dir, err := os.MkdirTemp("/var/tmp", "lxc-driver-")
+	dir, err := os.MkdirTemp("/var/tmp", "lxc-driver-") //nolint:usetesting // guests pass through its parents
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o711))
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })

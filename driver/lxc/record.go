@@ -74,6 +74,7 @@ func (d *Driver) containerDir(name string) string { return filepath.Join(d.o.LXC
 func (d *Driver) configFile(name string) string   { return filepath.Join(d.containerDir(name), "config") }
 func (d *Driver) logDir(name string) string       { return filepath.Join(d.o.LogDir, name) }
 func (d *Driver) logFile(name string) string      { return filepath.Join(d.logDir(name), "lxc.log") }
+
 func (d *Driver) consoleFile(name string) string {
 	return filepath.Join(d.logDir(name), "console.log")
 }

@@ -46,7 +46,7 @@ func (p *plan) inspectRootFS(ctx context.Context) error {
 			return fmt.Errorf("find disk of %s: %w", p.RootFS, err)
 		}
 	}
-	if p.device = wholeDisk(uint64(st.Dev)); p.device == "" {
+	if p.device = wholeDisk(st.Dev); p.device == "" {
 		reqctx.Log(ctx).WithField("rootfs", p.RootFS).Warning("no block device below the root disk, its limits are not enforced")
 	}
 	return nil

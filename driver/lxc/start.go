@@ -128,7 +128,7 @@ func (d *Driver) forkStart(ctx context.Context, rec record) error {
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // only the child writes to it
 	cmd := exec.CommandContext(ctx, d.o.Executable, commandStart, d.o.LXCPath, rec.Spec.Name, log)
 	cmd.Env = childEnv(rec)
 	cmd.Dir = "/"
@@ -169,10 +169,9 @@ func (d *Driver) isolated(rec record, g guest) error {
 
 // failedStart removes what a failed start left and gives liblxc's own reasons.
 func (d *Driver) failedStart(ctx context.Context, rec record, nics []driver.NIC, cause error) error {
-	var exit *exec.ExitError
 	if lines := errorLines(d.logFile(rec.Spec.Name)); len(lines) > 0 {
 		reasons := strings.Join(lines, "; ")
-		if errors.As(cause, &exit) { // the child's exit status says nothing
+		if _, ok := errors.AsType[*exec.ExitError](cause); ok { // the child's exit status says nothing
 			cause = errors.New(reasons)
 		} else {
 			cause = fmt.Errorf("%w: %s", cause, reasons)

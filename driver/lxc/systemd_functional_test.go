@@ -36,8 +36,8 @@ func TestFunctionalSystemd(t *testing.T) {
 	spec, rootfs := newSpec(t)
 	spec.Limits.MemoryBytes, spec.Limits.CPUQuotaUS, spec.Limits.PIDs = 512<<20, 200000, 1000
 	require.NoError(t, os.RemoveAll(rootfs))
-	require.NoError(t, os.Mkdir(rootfs, 0o755))                                                                            //nolint:gosec // a root file system
-	out, err := exec.CommandContext(t.Context(), "tar", "-C", rootfs, "--numeric-owner", "-xpf", archive).CombinedOutput() //nolint:gosec // test input
+	require.NoError(t, os.Mkdir(rootfs, 0o755))                                                                            // a root file system
+	out, err := exec.CommandContext(t.Context(), "tar", "-C", rootfs, "--numeric-owner", "-xpf", archive).CombinedOutput() // test input
 	require.NoErrorf(t, err, "%s", out)
 	// cloud-init would wait for a DHCP server, which nobody runs here.
 	require.NoError(t, os.WriteFile(filepath.Join(rootfs, "etc", "cloud", "cloud-init.disabled"), nil, 0o600))

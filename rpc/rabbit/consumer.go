@@ -95,7 +95,7 @@ func (c *consumer) serve(ctx context.Context, s *session) (ready bool, err error
 			_ = s.do("close channel", ch.Close) // gives back what was not acknowledged
 		}
 	}()
-	if err := c.start(s, ch, &forwarders, arrivals, stop); err != nil {
+	if err := c.start(ctx, s, ch, &forwarders, arrivals, stop); err != nil {
 		return false, err
 	}
 	if c.sub.Ready != nil {
@@ -130,7 +130,7 @@ func (c *consumer) serve(ctx context.Context, s *session) (ready bool, err error
 // could hit another one that got its number.
 func isClosed(notified <-chan *amqp.Error) bool {
 	select {
-	case <-notified:
+	case <-notified: //nolint:errcheck // why it was closed does not matter here
 		return true
 	default:
 		return false
@@ -138,14 +138,14 @@ func isClosed(notified <-chan *amqp.Error) bool {
 }
 
 // start declares the queues and starts a consumer and its forwarder for each.
-func (c *consumer) start(s *session, ch *amqp.Channel, forwarders *sync.WaitGroup, arrivals chan<- arrival, stop <-chan struct{}) error {
+func (c *consumer) start(ctx context.Context, s *session, ch *amqp.Channel, forwarders *sync.WaitGroup, arrivals chan<- arrival, stop <-chan struct{}) error {
 	if n := c.link.options.Prefetch; n > 0 {
 		if err := s.do("set qos", func() error { return ch.Qos(n, 0, false) }); err != nil {
 			return err
 		}
 	}
 	for _, q := range c.sub.Queues {
-		if err := c.topology.declareQueue(s, ch, q); err != nil {
+		if err := c.topology.declareQueue(ctx, s, ch, q); err != nil {
 			return err
 		}
 	}

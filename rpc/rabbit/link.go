@@ -29,7 +29,7 @@ type link struct {
 
 func newLink(purpose string, o *Options, tm timing, name string) *link {
 	hosts := slices.Clone(o.Hosts)
-	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] }) //nolint:gosec // no secret
 	return &link{purpose: purpose, options: o, timing: tm, hosts: hosts, name: name, changed: make(chan struct{})}
 }
 
@@ -78,7 +78,7 @@ func (l *link) run(ctx context.Context) {
 		}
 		connected.WithLabelValues(l.purpose).Dec()
 		l.update(func() { l.current, l.lastErr = nil, s.err() })
-		s.close()
+		s.close(ctx)
 		next++ // the other hosts first
 	}
 }

@@ -108,7 +108,7 @@ func (p *publisher) serve(ctx context.Context, s *session) (err error) {
 		}
 		select {
 		case o := <-requests:
-			if err := f.publish(o); err != nil {
+			if err := f.publish(ctx, o); err != nil {
 				o.finish(err)
 				return err
 			}
@@ -144,7 +144,7 @@ func (p *publisher) serve(ctx context.Context, s *session) (err error) {
 }
 
 // publish declares what the message needs and writes it.
-func (f *flight) publish(o *outgoing) error {
+func (f *flight) publish(ctx context.Context, o *outgoing) error {
 	select {
 	case <-o.cancelled:
 		o.finish(context.Canceled)
@@ -153,13 +153,13 @@ func (f *flight) publish(o *outgoing) error {
 	}
 	m := o.message
 	if q := m.Queue; q != nil && !f.declared["queue "+q.Name] {
-		if err := f.topology.declareQueue(f.session, f.channel, *q); err != nil {
+		if err := f.topology.declareQueue(ctx, f.session, f.channel, *q); err != nil {
 			return err
 		}
 		f.declared["queue "+q.Name], f.declared[m.Exchange.Name] = true, true
 	}
 	if !f.declared[m.Exchange.Name] {
-		if err := f.topology.declareExchange(f.session, f.channel, m.Exchange); err != nil {
+		if err := f.topology.declareExchange(ctx, f.session, f.channel, m.Exchange); err != nil {
 			return err
 		}
 		f.declared[m.Exchange.Name] = true

@@ -183,7 +183,7 @@ func (s *session) end(cause error) {
 		s.cause = cause
 		close(s.done)
 	}
-	_ = s.socket.Conn.Close()
+	_ = s.socket.Close()
 }
 
 // err is why the session ended, nil while it lives.
@@ -197,8 +197,8 @@ func (s *session) err() error {
 var errLeaving = errors.New("transport closed")
 
 // close says goodbye for a short while, closes the socket and waits, not for
-// ever, for the session's goroutines.
-func (s *session) close() {
+// ever, for the session's goroutines. ctx may have ended: it is only for the log.
+func (s *session) close(ctx context.Context) {
 	finished := make(chan struct{})
 	go func() { // Close waits for a broker that may be gone
 		defer close(finished)
@@ -222,7 +222,7 @@ func (s *session) close() {
 	select { // without a socket the library lets go of everything; a fault in it must not keep us from a new one
 	case <-ended:
 	case <-patience.C:
-		reqctx.Log(context.Background()).WithField("broker", s.host.Address()).Error("amqp library does not end a closed connection, its goroutines are left behind")
+		reqctx.Log(ctx).WithField("broker", s.host.Address()).Error("amqp library does not end a closed connection, its goroutines are left behind")
 	}
 }
 

@@ -103,7 +103,7 @@ func (t *topology) queueArguments(q rpc.Queue) amqp.Table {
 }
 
 // declareExchange declares an exchange other than the default one.
-func (t *topology) declareExchange(s *session, ch *amqp.Channel, e rpc.Exchange) error {
+func (t *topology) declareExchange(ctx context.Context, s *session, ch *amqp.Channel, e rpc.Exchange) error {
 	if e.Kind == rpc.ExchangeDefault {
 		return nil
 	}
@@ -115,12 +115,12 @@ func (t *topology) declareExchange(s *session, ch *amqp.Channel, e rpc.Exchange)
 	err := s.do("declare exchange "+e.Name, func() error {
 		return ch.ExchangeDeclare(e.Name, kind, durable, autoDelete, false, false, nil)
 	})
-	return t.repair(err, durable, e.Name)
+	return t.repair(ctx, err, durable, e.Name)
 }
 
 // declareQueue declares exchange, queue and binding.
-func (t *topology) declareQueue(s *session, ch *amqp.Channel, q rpc.Queue) error {
-	if err := t.declareExchange(s, ch, q.Exchange); err != nil {
+func (t *topology) declareQueue(ctx context.Context, s *session, ch *amqp.Channel, q rpc.Queue) error {
+	if err := t.declareExchange(ctx, s, ch, q.Exchange); err != nil {
 		if errors.Is(err, errAgain) { // queue and exchange are redeclared together
 			t.relax(q.Name)
 		}
@@ -133,9 +133,9 @@ func (t *topology) declareQueue(s *session, ch *amqp.Channel, q rpc.Queue) error
 		return err
 	})
 	if hasCode(err, amqp.NotFound) {
-		return t.removeStuck(s, name, err)
+		return t.removeStuck(ctx, s, name, err)
 	}
-	if err := t.repair(err, durable, name, q.Exchange.Name); err != nil {
+	if err := t.repair(ctx, err, durable, name, q.Exchange.Name); err != nil {
 		return err
 	}
 	if q.Exchange.Kind == rpc.ExchangeDefault {
@@ -148,14 +148,14 @@ func (t *topology) declareQueue(s *session, ch *amqp.Channel, q rpc.Queue) error
 
 // repair turns a refusal because of durability into errAgain: the object was
 // made by somebody with other options, and is then used as it is.
-func (t *topology) repair(err error, durable bool, names ...string) error {
+func (t *topology) repair(ctx context.Context, err error, durable bool, names ...string) error {
 	var refused *amqp.Error
 	if !durable || !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed ||
 		!strings.Contains(refused.Reason, "inequivalent arg 'durable'") {
 		return err
 	}
-	log := reqctx.Log(context.Background()).WithError(err)
-	log.Warning("object exists and is not durable: amqp_durable_queues or a quorum option differs from the control plane's")
+	reqctx.Log(ctx).WithError(err).
+		Warning("object exists and is not durable: amqp_durable_queues or a quorum option differs from the control plane's")
 	for _, name := range names {
 		t.relax(name)
 	}
@@ -164,7 +164,7 @@ func (t *topology) repair(err error, durable bool, names ...string) error {
 
 // removeStuck deletes a queue whose declaration says that it does not exist: its
 // node is down (impl_rabbit.py:Consumer.declare).
-func (t *topology) removeStuck(s *session, name string, cause error) error {
+func (t *topology) removeStuck(ctx context.Context, s *session, name string, cause error) error {
 	err := s.do("delete queue "+name, func() error {
 		ch, err := s.conn.Channel() // the refusal has closed the other one
 		if err != nil {
@@ -178,7 +178,7 @@ func (t *topology) removeStuck(s *session, name string, cause error) error {
 	if err != nil {
 		return errors.Join(cause, err)
 	}
-	reqctx.Log(context.Background()).WithField("queue", name).Warning("queue was stuck on a lost broker node and is declared anew")
+	reqctx.Log(ctx).WithField("queue", name).Warning("queue was stuck on a lost broker node and is declared anew")
 	return errAgain
 }
 

@@ -98,10 +98,10 @@ func TestRepair(t *testing.T) {
 	top := &topology{options: &o}
 	refused := &amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'compute' in vhost '/': received 'true' but current is 'false'"}
 	other := &amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - inequivalent arg 'x-expires'"}
-	require.NoError(t, top.repair(nil, true, "compute"))
-	require.Equal(t, other, top.repair(other, true, "compute"))
-	require.Equal(t, refused, top.repair(refused, false, "compute"), "nothing is left to relax")
-	require.ErrorIs(t, top.repair(refused, true, "compute", "nova"), errAgain)
+	require.NoError(t, top.repair(t.Context(), nil, true, "compute"))
+	require.Equal(t, other, top.repair(t.Context(), other, true, "compute"))
+	require.Equal(t, refused, top.repair(t.Context(), refused, false, "compute"), "nothing is left to relax")
+	require.ErrorIs(t, top.repair(t.Context(), refused, true, "compute", "nova"), errAgain)
 	for _, name := range []string{"compute", "nova"} {
 		require.True(t, top.isRelaxed(name))
 	}

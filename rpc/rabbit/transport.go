@@ -88,7 +88,7 @@ func (t *Transport) start(l *link, with ...func(context.Context)) error {
 
 // Publish implements rpc.Transport.
 func (t *Transport) Publish(ctx context.Context, m rpc.Message) error {
-	if err := t.start(t.publish, t.publisher.run); err != nil { //nolint:contextcheck // the connection outlives the message
+	if err := t.start(t.publish, t.publisher.run); err != nil { // the connection outlives the message
 		return err
 	}
 	if !t.options.DirectMandatory {
@@ -153,12 +153,12 @@ func (t *Transport) publishOnce(ctx context.Context, o *outgoing) error {
 
 // Consume implements rpc.Transport.
 func (t *Transport) Consume(ctx context.Context, sub rpc.Subscription) error {
-	if err := t.start(t.consume); err != nil { //nolint:contextcheck // other subscriptions share the connection
+	if err := t.start(t.consume); err != nil { // other subscriptions share the connection
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(t.life, cancel)()
+	defer context.AfterFunc(t.life, cancel)() //nolint:contextcheck // Close ends every subscription
 	c := &consumer{link: t.consume, topology: t.topology, sub: sub}
 	if err := c.run(ctx); err != nil {
 		return err
