@@ -85,16 +85,36 @@ func New(o Options) (*Driver, error) {
 	if err := supportedLayout(v, cg.layout); err != nil {
 		return nil, err
 	}
-	for dir, mode := range map[string]os.FileMode{o.StateDir: 0o711, o.LXCPath: 0o711, o.LogDir: 0o750} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return nil, fmt.Errorf("make directory: %w", err)
-		}
+	if err := o.makeDirectories(); err != nil {
+		return nil, err
 	}
 	d := &Driver{o: o, cgroups: cg, version: v, subs: make(map[*watcher]bool)}
 	if err := d.writeSeccompProfile(); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// makeDirectories makes the directories in the order in which one may hold the other: a
+// guest's root has to pass through StateDir and LXCPath, whatever the umask, and nobody
+// through the logs.
+func (o *Options) makeDirectories() error {
+	for _, dir := range []string{o.StateDir, o.LXCPath} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
+			return fmt.Errorf("make directory: %w", err)
+		}
+		st, err := os.Stat(dir)
+		if err == nil && st.Mode().Perm()&0o001 == 0 {
+			err = os.Chmod(dir, st.Mode().Perm()|0o111)
+		}
+		if err != nil {
+			return fmt.Errorf("open directory to guests: %w", err)
+		}
+	}
+	if err := os.MkdirAll(o.LogDir, 0o750); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	return nil
 }
 
 func (o *Options) complete() error {
