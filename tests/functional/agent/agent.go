@@ -100,6 +100,28 @@ func (a *Agent) Start() error {
 	return os.WriteFile(a.pidFile(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600)
 }
 
+// Ended is closed when the agent that this Agent started last has ended; it is nil if it started none.
+func (a *Agent) Ended() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ended
+}
+
+// WaitServing waits until the agent says that it serves. One that ended instead is an error with its last words.
+func (a *Agent) WaitServing(ctx context.Context) error {
+	return cloud.Poll(ctx, 50*time.Millisecond, "the agent to serve", func() (bool, error) {
+		text, _, err := a.Log(0)
+		if err != nil {
+			return false, err
+		}
+		if a.PID() == 0 {
+			return false, fmt.Errorf("the agent ended: %s", text[max(0, len(text)-500):])
+		}
+		started := strings.LastIndex(text, "compute-agent starts")
+		return started >= 0 && strings.Contains(text[started:], "msg=serving"), nil
+	})
+}
+
 // PID is the agent's process, 0 when it does not run.
 func (a *Agent) PID() int {
 	text, err := os.ReadFile(a.pidFile())
@@ -128,9 +150,7 @@ func (a *Agent) Signal(ctx context.Context, signal syscall.Signal) error {
 	if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	a.mu.Lock()
-	ended := a.ended
-	a.mu.Unlock()
+	ended := a.Ended()
 	if ended == nil {
 		return cloud.Poll(ctx, 20*time.Millisecond, "the agent to end", func() (bool, error) { return a.PID() == 0, nil })
 	}

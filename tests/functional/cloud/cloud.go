@@ -211,7 +211,7 @@ func Poll(ctx context.Context, interval time.Duration, what string, check func()
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))
 		case <-time.After(interval):
 		}
 	}

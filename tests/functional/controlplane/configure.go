@@ -117,6 +117,8 @@ host = %s
 my_ip = 127.0.0.1
 transport_url = %s
 state_path = %s
+# The servers of a lab idle: many go on one CPU.
+cpu_allocation_ratio = 64.0
 
 [glance]
 %s

@@ -95,10 +95,15 @@ func (p *Plane) pid(name string) int {
 	return pid
 }
 
-// owns reports whether the process lives in our chroot.
+// owns reports whether the process lives in our chroot. The name of its root would not tell: it is another one in another mount
+// namespace, where `ip netns exec` puts the DHCP server.
 func (p *Plane) owns(pid int) bool {
-	root, err := os.Readlink(fmt.Sprintf("/proc/%d/root", pid))
-	return err == nil && root == p.Root
+	ours, err := os.Stat(p.Root)
+	if err != nil {
+		return false
+	}
+	its, err := os.Stat(fmt.Sprintf("/proc/%d/root", pid))
+	return err == nil && os.SameFile(ours, its)
 }
 
 // processes of the chroot, whoever started them: daemons, their workers, and what they started through sudo.

@@ -104,6 +104,15 @@ func (l *Lab) StartAgent(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	go func() {
+		select {
+		case <-l.Agent.Ended(): // nil, so never, for an agent of another process
+			fail(errors.New("the agent has ended"))
+		case <-ctx.Done():
+		}
+	}()
 	return l.Plane.WaitCompute(ctx, l.Plane.Host)
 }
 
