@@ -2,11 +2,11 @@ package compute
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -21,6 +21,9 @@ import (
 
 var errNoUUID = errors.New("instance has no uuid")
 
+// errBuildTimeout ends a build that takes longer than instance_build_timeout.
+var errBuildTimeout = errors.New("the server was not built within instance_build_timeout")
+
 // errDeleted cancels a build whose instance is being deleted.
 var errDeleted = errors.New("instance is being deleted")
 
@@ -33,109 +36,149 @@ const buildEvent = "_do_build_and_run_instance"
 func (m *Manager) buildAndRunInstance(ctx context.Context, args rpc.Args) (any, error) {
 	r, err := decodeBuildRequest(args)
 	if err != nil {
-		return nil, err
+		if r.Instance.UUID == "" {
+			return nil, err
+		}
+		r.refused = abortBecause(r.Instance.UUID, err) // nobody waits for an answer: the instance must tell
 	}
-	if err := m.journalBuild(ctx, r); err != nil {
-		return nil, err
-	}
-	m.background(ctx, func(ctx context.Context) { m.build(ctx, r, false) })
+	m.startBuild(ctx, r, journalEntry{Args: args, Context: reqctx.From(ctx).Map(), Accepted: time.Now().UTC()})
 	return nil, nil
 }
 
-// build carries out one build from its turn in the queue to the end of its action
-// event. resumed: an earlier process began it, and its traces were removed.
-func (m *Manager) build(ctx context.Context, r *buildRequest, resumed bool) {
-	inst := r.Instance
-	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", "build_and_run_instance")
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	m.trackBuild(inst.UUID, cancel)
-	defer m.untrackBuild(inst.UUID)
-
+// build carries out one build from its turn in the queue to the end of its action event.
+// It tells whether the outcome, good or bad, is where it belongs; if not, the next
+// start of the agent takes the build up again.
+func (m *Manager) build(ctx context.Context, r *buildRequest) (settled bool) {
 	ctx, watch := stopwatch.With(ctx)
-	err := protect(func() error { return m.buildInTurn(ctx, r, resumed) })
+	err := protect(func() (err error) {
+		settled, err = m.buildInTurn(ctx, r)
+		return err
+	})
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).WithFields(watch.Fields()).Error("build failed")
 	}
-	if err := m.forgetBuild(inst.UUID); err != nil {
-		reqctx.Log(ctx).WithError(err).Error("build not removed from the journal")
-	}
+	return settled
 }
 
 // buildInTurn waits for the instance's lock and a build slot, and builds.
-func (m *Manager) buildInTurn(ctx context.Context, r *buildRequest, resumed bool) error {
+func (m *Manager) buildInTurn(ctx context.Context, r *buildRequest) (settled bool, err error) {
 	inst := r.Instance
 	queued := stopwatch.Wait(ctx, stopwatch.Queue)
 	unlock, err := m.locks.Lock(ctx, inst.UUID)
 	if err != nil {
-		return err
+		return m.overtaken(ctx, err)
 	}
 	defer unlock()
 	if err := m.builds.Acquire(ctx, 1); err != nil {
-		return err
+		return m.overtaken(ctx, err)
 	}
 	defer m.builds.Release(1)
 	queued()
 
-	if !resumed {
+	if r.resumed {
+		again, err := m.resumable(ctx, r)
+		switch {
+		case errors.Is(context.Cause(ctx), errDeleted):
+			return m.overtaken(ctx, err)
+		case !again:
+			return err == nil, err
+		}
+	} else {
 		m.startEvent(ctx, inst.UUID, buildEvent)
 	}
-	failure := m.doBuild(ctx, r, resumed)
+	failure := r.refused
+	if failure == nil {
+		failure = m.doBuild(ctx, r)
+	}
 	if failure != nil {
 		// What follows tells the control plane, and must not end with the build's own context.
 		ctx = context.WithoutCancel(ctx)
-		failure = m.failBuild(ctx, r, failure)
+		failure, err = m.failBuild(ctx, r, failure)
 	}
 	m.finishEvent(ctx, inst.UUID, buildEvent, failure)
-	return failure
+	return err == nil, errors.Join(failure, err)
+}
+
+// overtaken ends a build that a delete cancelled while it waited: nothing was done, and
+// what an earlier process did the delete removes.
+func (m *Manager) overtaken(ctx context.Context, err error) (settled bool, failure error) {
+	if errors.Is(context.Cause(ctx), errDeleted) {
+		reqctx.Log(ctx).Info("build cancelled before it began because the instance is being deleted")
+		return true, nil
+	}
+	return false, fmt.Errorf("wait for the build's turn: %w", err)
 }
 
 // doBuild takes an instance from scheduled to active. On failure nothing is left
 // on the host; what the control plane must be told is failBuild's.
-func (m *Manager) doBuild(ctx context.Context, r *buildRequest, resumed bool) error {
+func (m *Manager) doBuild(ctx context.Context, r *buildRequest) error {
+	ctx, cancel := withTimeout(ctx, m.opts.InstanceBuildTimeout, errBuildTimeout)
+	defer cancel()
 	inst := r.Instance
-	inst.SystemMetadata = withRoles(inst.SystemMetadata, reqctx.From(ctx).Roles)
-
-	// The claim and the first state are one save: from here on events, deletes
-	// and audits know where the instance is.
-	claim := m.Tracker.Ownership()
-	maps.Copy(claim, map[string]any{
-		"vm_state": object.VMStateBuilding, "task_state": nil, "system_metadata": inst.SystemMetadata,
-	})
-	expected := conductor.ExpectTask(object.TaskStateScheduling, "")
-	if resumed {
-		expected = conductor.ExpectTask(object.TaskStateScheduling, "", object.TaskStateNetworking, object.TaskStateBlockDeviceMapping, object.TaskStateSpawning)
-	}
-	if err := m.Conductor.SaveInstance(ctx, inst, claim, expected); err != nil {
+	if err := m.claimInstance(ctx, r); err != nil {
 		return err
 	}
 	m.Notify.Instance(ctx, notify.Event{Action: "create", Phase: "start", Instance: inst, ImageName: r.Image.Name, BDMs: r.BDMs})
 	if err := m.checkBuild(r); err != nil {
 		return err
 	}
-
-	g, gctx := errgroup.WithContext(ctx)
 	s := newSpawn(m, r)
-	g.Go(func() error { return s.prepareNetwork(gctx) })
-	g.Go(func() error { return s.prepareRoot(gctx) })
-	g.Go(func() error { return m.Tracker.Claim(gctx, inst) })
-	g.Go(func() error { return m.advanceBuild(gctx, r) })
-	err := g.Wait()
+	err := protect(func() error { return m.spawnInstance(ctx, r, s) })
 	if err == nil {
-		err = s.start(ctx)
+		reqctx.Log(ctx).WithFields(stopwatch.Fields(ctx)).Info("instance spawned")
+		return nil
 	}
-	if err == nil {
-		err = m.finishBuild(ctx, r, s)
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errBuildTimeout):
+		err = abortBecause(inst.UUID, cause)
+	case cause != nil:
+		err = cause
+	case exception.Is(err, "UnexpectedTaskStateError") && !isGone(err):
+		// The instance is ours by now, and half built: nobody else ends it
+		// (nova/compute/manager.py:_build_resources).
+		err = abortBecause(inst.UUID, err)
 	}
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		s.abandon(context.WithoutCancel(ctx))
+	if left := s.abandon(ctx); left != nil && !isGone(err) {
+		// A guest that may still run here must not be built a second time elsewhere.
+		err = abortBecause(inst.UUID, fmt.Errorf("%w; not removed from the host: %w", err, left))
+	}
+	return err
+}
+
+// claimInstance stores that the instance is being built here. Claim and first state are
+// one save: from here on events, deletes and audits know where the instance is.
+func (m *Manager) claimInstance(ctx context.Context, r *buildRequest) error {
+	inst := r.Instance
+	inst.SystemMetadata = withRoles(inst.SystemMetadata, reqctx.From(ctx).Roles)
+	claim := m.Tracker.Ownership()
+	maps.Copy(claim, map[string]any{
+		"vm_state": object.VMStateBuilding, "task_state": nil, "system_metadata": inst.SystemMetadata,
+	})
+	expected := conductor.ExpectTask(object.TaskStateScheduling, "")
+	if r.resumed {
+		expected = conductor.ExpectTask(append([]string{""}, buildTasks...)...)
+	}
+	return m.Conductor.SaveInstance(ctx, inst, claim, expected)
+}
+
+// spawnInstance does what takes long side by side, and then starts the guest.
+func (m *Manager) spawnInstance(ctx context.Context, r *buildRequest, s *spawn) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, step := range []func(context.Context) error{
+		s.prepareNetwork,
+		s.prepareRoot,
+		func(ctx context.Context) error { return m.Tracker.Claim(ctx, r.Instance) },
+		func(ctx context.Context) error { return m.advanceBuild(ctx, r) },
+	} {
+		g.Go(func() error { return protect(func() error { return step(gctx) }) })
+	}
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	reqctx.Log(ctx).WithFields(stopwatch.Fields(ctx)).Info("instance spawned")
-	return nil
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	return m.finishBuild(ctx, r, s)
 }
 
 // checkBuild refuses early what cannot be built here.
@@ -226,11 +269,9 @@ func (m *Manager) finishBuild(ctx context.Context, r *buildRequest, s *spawn) er
 		return err
 	}
 	m.Tracker.BuildSucceeded()
-	if m.opts.TrackInstanceChanges {
-		if err := m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst}); err != nil {
-			reqctx.Log(ctx).WithError(err).Warning("scheduler not told of the instance")
-		}
-	}
+	m.tellScheduler(ctx, func(ctx context.Context) error {
+		return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst})
+	})
 	m.Notify.Instance(ctx, notify.Event{
 		Action: "create", Phase: "end", Instance: inst, NetworkInfo: s.info, BDMs: r.BDMs,
 		Extra: map[string]any{"message": "Success"},
@@ -265,35 +306,4 @@ func withRoles(system map[string]*string, roles []string) map[string]*string {
 	joined := strings.Join(roles, ",")
 	out["boot_roles"] = &joined
 	return out
-}
-
-// trackBuild makes a build known to a delete that wants to overtake it.
-func (m *Manager) trackBuild(uuid string, cancel context.CancelCauseFunc) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.cancels[uuid] = cancel
-}
-
-func (m *Manager) untrackBuild(uuid string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.cancels, uuid)
-}
-
-// cancelBuild ends a build in progress, if there is one.
-func (m *Manager) cancelBuild(uuid string, cause error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if cancel, ok := m.cancels[uuid]; ok {
-		cancel(cause)
-	}
-}
-
-// encode is json.Marshal for values that cannot fail.
-func encode(v any) json.RawMessage {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(fmt.Sprintf("encode %T: %v", v, err)) // a programmer's mistake: only plain values are passed
-	}
-	return b
 }

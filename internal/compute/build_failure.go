@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/rpc"
 )
 
 // abortClasses end a build for good: another host would fail it in the same way
@@ -31,46 +34,71 @@ func isGone(err error) bool {
 }
 
 // failBuild tells the control plane of a failed build: reschedules it if another host
-// may take it, else puts the instance into ERROR with the cause in its fault. It
-// returns what the action event shall say: like nova-compute, nothing for a
-// build that goes on elsewhere or whose instance is gone.
-func (m *Manager) failBuild(ctx context.Context, r *buildRequest, failure error) error {
+// may take it, else puts the instance into ERROR with the cause in its fault. failure is
+// what the action event shall say: like nova-compute, nothing for a build that goes on
+// elsewhere or whose instance is gone. err: the outcome could not be stored.
+func (m *Manager) failBuild(ctx context.Context, r *buildRequest, cause error) (failure, err error) {
 	inst := r.Instance
-	failure = novaError(inst, failure)
-	log := reqctx.Log(ctx).WithError(failure)
+	cause = novaError(inst, cause)
+	log := reqctx.Log(ctx).WithError(cause)
 	m.Tracker.Forget(ctx, inst.UUID)
-	if isGone(failure) {
+	if isGone(cause) {
 		log.Info("build ended because the instance is being deleted")
 		m.releaseNetwork(ctx, r)
-		return nil
+		return nil, m.releaseAllocation(ctx, inst.UUID)
 	}
-	if exception.Is(failure, "UnexpectedTaskStateError") {
-		log.Warning("build ended because another operation took the instance over")
-		return nil
+	if exception.Is(cause, "UnexpectedTaskStateError") {
+		log.Warning("build not begun because another operation has the instance")
+		return nil, nil
 	}
 	m.Tracker.BuildFailed()
-	m.Notify.Instance(ctx, notify.Event{Action: "create", Phase: "error", Instance: inst, Err: failure, BDMs: r.BDMs})
-	m.releaseNetwork(ctx, r)
-	abort := false
-	if class, ok := exception.ClassOf(failure); ok {
-		abort = slices.Contains(abortClasses, class)
-	}
-	if !abort && r.mayReschedule() {
-		err := m.reschedule(ctx, r, failure)
+	m.Notify.Instance(ctx, notify.Event{Action: "create", Phase: "error", Instance: inst, Err: cause, BDMs: r.BDMs})
+	m.resetNetwork(ctx, r)
+	if !isAbort(cause) && r.mayReschedule() {
+		err := m.reschedule(ctx, r, cause)
 		if err == nil {
 			log.Warning("build rescheduled to another host")
-			return nil
+			return nil, nil
 		}
 		log.WithField("reschedule_error", err).Error("build not rescheduled")
 	}
-	m.recordFault(ctx, inst, failure)
+	m.recordFault(ctx, inst, cause)
 	changes := m.Tracker.NoOwnership()
 	maps.Copy(changes, map[string]any{"vm_state": object.VMStateError, "task_state": nil})
-	if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil && !isGone(err) {
-		log.WithField("save_error", err).Error("error state not stored")
+	err = m.store(ctx, func(ctx context.Context) error { return m.Conductor.SaveInstance(ctx, inst, changes) })
+	if err != nil && !isGone(err) {
+		return cause, fmt.Errorf("store error state: %w", err)
 	}
-	m.releaseAllocation(ctx, inst.UUID)
-	return failure
+	if err := m.releaseAllocation(ctx, inst.UUID); err != nil {
+		log.WithField("allocation_error", err).Error("allocation not deleted; the next audit removes it once the instance is deleted")
+	}
+	return cause, nil
+}
+
+// isAbort tells that another host would fail a build in the same way.
+func isAbort(failure error) bool {
+	return slices.ContainsFunc(abortClasses, func(class string) bool { return exception.Is(failure, class) })
+}
+
+// storeAttempts bounds how long the end of a build waits for a conductor: each attempt
+// takes an rpc_response_timeout.
+const storeAttempts = 5
+
+// store repeats a call while no conductor answers. The call must be one that may be
+// made twice, for an answer may have been lost.
+func (m *Manager) store(ctx context.Context, call func(ctx context.Context) error) error {
+	for attempt := 1; ; attempt++ {
+		err := call(ctx)
+		if !errors.Is(err, rpc.ErrTimeout) || attempt == storeAttempts {
+			return err
+		}
+		reqctx.Log(ctx).WithError(err).WithField("attempt", attempt).Warning("no conductor answers; trying again")
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(m.storePause):
+		}
+	}
 }
 
 // releaseNetwork gives back the ports of a failed build: those that it created are
@@ -79,24 +107,30 @@ func (m *Manager) releaseNetwork(ctx context.Context, r *buildRequest) {
 	if !requestsNetwork(r.RequestedNetworks) {
 		return
 	}
-	var own []string
-	if r.RequestedNetworks != nil {
-		for _, n := range r.RequestedNetworks.Objects {
-			if n.PortID != "" {
-				own = append(own, n.PortID)
-			}
-		}
-	}
-	if err := m.Neutron.Deallocate(ctx, r.Instance.UUID, own); err != nil {
+	if err := m.Neutron.Deallocate(ctx, r.Instance.UUID, r.ownPorts()); err != nil {
 		reqctx.Log(ctx).WithError(err).Error("ports of a failed build not released")
 	}
 }
 
-// releaseAllocation removes the instance's claim in placement, which the scheduler made.
-func (m *Manager) releaseAllocation(ctx context.Context, uuid string) {
-	if _, err := m.Placement.DeleteAllocation(ctx, uuid); err != nil {
-		reqctx.Log(ctx).WithError(err).Error("allocation not deleted; the next audit removes it once the instance is deleted")
+// resetNetwork leaves a server that lives on as it was before its ports were made: the
+// next build records the user's own ports anew, which the database admits only once
+// (nova/network/neutron.py:deallocate_for_instance).
+func (m *Manager) resetNetwork(ctx context.Context, r *buildRequest) {
+	if !requestsNetwork(r.RequestedNetworks) {
+		return
 	}
+	m.releaseNetwork(ctx, r)
+	uuid := r.Instance.UUID
+	err := errors.Join(m.Conductor.DeleteVIFs(ctx, uuid), m.Conductor.SaveInfoCache(ctx, uuid, nil))
+	if err != nil && !exception.Is(err, "InstanceInfoCacheNotFound") {
+		reqctx.Log(ctx).WithError(err).Warning("records of a failed build's ports not removed")
+	}
+}
+
+// releaseAllocation removes the instance's claim in placement, which the scheduler made.
+func (m *Manager) releaseAllocation(ctx context.Context, uuid string) error {
+	_, err := m.Placement.DeleteAllocation(ctx, uuid)
+	return err
 }
 
 // reschedule hands the build back to the conductor for the next alternate host. The
@@ -109,12 +143,17 @@ func (m *Manager) reschedule(ctx context.Context, r *buildRequest, failure error
 	filters := maps.Clone(r.FilterProperties)
 	filters["retry"] = encode(retry)
 
+	if err := m.inflight.handBack(r.Instance.UUID); err != nil {
+		return err
+	}
 	changes := m.Tracker.NoOwnership()
 	maps.Copy(changes, map[string]any{"availability_zone": nil, "task_state": object.TaskStateScheduling})
 	if err := m.Conductor.SaveInstance(ctx, r.Instance, changes); err != nil {
 		return err
 	}
-	m.releaseAllocation(ctx, r.Instance.UUID)
+	if err := m.releaseAllocation(ctx, r.Instance.UUID); err != nil {
+		return err // the next host's claim could not replace it
+	}
 	args := map[string]any{
 		"instances": []*object.Instance{r.Instance}, "filter_properties": filters, "host_lists": []any{r.HostList},
 	}
@@ -125,5 +164,16 @@ func (m *Manager) reschedule(ctx context.Context, r *buildRequest, failure error
 		}
 		args[name] = value
 	}
+	ctx, cancel := context.WithTimeout(ctx, castTimeout)
+	defer cancel()
 	return m.Conductor.BuildInstances(ctx, args)
+}
+
+// encode is json.Marshal for values that cannot fail.
+func encode(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err)) // a programmer's mistake: only plain values are passed
+	}
+	return b
 }

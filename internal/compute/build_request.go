@@ -2,7 +2,9 @@ package compute
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/rpc"
@@ -23,8 +25,14 @@ type buildRequest struct {
 	AccelUUIDs        []string
 
 	args rpc.Args // as received: the journal keeps it, a reschedule sends parts of it back
+
+	refused    error // why the build fails before it begins; nil: it may begin
+	resumed    bool  // an earlier process began it
+	handedBack bool  // an earlier process was about to give it back to the conductor
 }
 
+// decodeBuildRequest reads the arguments. When it fails the request's instance is set if
+// that much was readable, so that the instance can be told of the failure.
 func decodeBuildRequest(args rpc.Args) (*buildRequest, error) {
 	r := &buildRequest{Instance: &object.Instance{}, args: args}
 	var bdms object.BlockDeviceMappingList
@@ -49,14 +57,30 @@ func decodeBuildRequest(args rpc.Args) (*buildRequest, error) {
 			continue
 		}
 		if err := args.Decode(a.name, a.into); err != nil {
-			return nil, err
+			return r, err
 		}
 	}
 	if r.Instance.UUID == "" {
-		return nil, fmt.Errorf("decode argument instance: %w", errNoUUID)
+		return r, fmt.Errorf("decode argument instance: %w", errNoUUID)
+	}
+	if slices.Contains(bdms.Objects, nil) || r.RequestedNetworks != nil && slices.Contains(r.RequestedNetworks.Objects, nil) {
+		return r, errors.New("decode arguments block_device_mapping and requested_networks: null inside")
 	}
 	r.BDMs = bdms.Objects
 	return r, nil
+}
+
+// ownPorts are the ports that the user brought; they outlive the instance.
+func (r *buildRequest) ownPorts() []string {
+	var own []string
+	if r.RequestedNetworks != nil {
+		for _, n := range r.RequestedNetworks.Objects {
+			if n.PortID != "" {
+				own = append(own, n.PortID)
+			}
+		}
+	}
+	return own
 }
 
 // retry returns the scheduler's retry information; false: the user forced the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -21,10 +20,7 @@ const maxConsoleBytes = 100 << 10
 // consoleOutput returns the end of a guest's console, running or stopped
 // (nova/compute/manager.py:get_console_output).
 func (m *Manager) consoleOutput(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
-	lines, all, err := tailLength(args)
-	if err != nil {
-		return nil, err
-	}
+	lines, all := tailLength(args)
 	log, err := m.Driver.ConsoleLog(ctx, inst.UUID, maxConsoleBytes)
 	switch {
 	case errors.Is(err, driver.ErrNotFound) && inst.VMState == object.VMStateBuilding:
@@ -42,21 +38,22 @@ func (m *Manager) consoleOutput(ctx context.Context, inst *object.Instance, args
 }
 
 // tailLength reads tail_length, which comes as the API's client gave it: null, an
-// integer, or a string of digits.
-func tailLength(args rpc.Args) (lines int, all bool, err error) {
+// integer, or a string of digits. What is no number is 0, as in nova-compute; a negative
+// one, which the API lets through as -1 only, means everything.
+func tailLength(args rpc.Args) (lines int, all bool) {
 	raw, ok := args["tail_length"]
 	if !ok || string(raw) == "null" {
-		return 0, true, nil
+		return 0, true
 	}
 	text := string(raw)
 	if json.Unmarshal(raw, &text) != nil {
 		text = string(raw)
 	}
-	lines, err = strconv.Atoi(text)
-	if err != nil || lines < 0 {
-		return 0, false, fmt.Errorf("decode argument tail_length: %.32q is not a number of lines", text)
+	lines, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil {
+		return 0, false
 	}
-	return lines, false, nil
+	return lines, lines < 0
 }
 
 // lastLines is nova's _tail_log: the last n pieces between newlines.

@@ -57,6 +57,10 @@ func imageError(id string, err error) error {
 		return exception.ImageNotFound(id).Because(err)
 	case errors.Is(err, glance.ErrNotAuthorized):
 		return exception.ImageNotAuthorized(id).Because(err)
+	case errors.Is(err, glance.ErrNoData):
+		return exception.ImageUnacceptable(id, "it has no data").Because(err)
+	case errors.Is(err, glance.ErrUnreachable):
+		return exception.WithCause("GlanceConnectionFailed", err.Error(), map[string]any{"reason": err.Error()}, err)
 	}
 	return err
 }

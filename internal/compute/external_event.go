@@ -2,6 +2,8 @@ package compute
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -22,85 +24,97 @@ const (
 // one message may speak of several instances, deleted ones too
 // (nova/compute/manager.py:external_instance_event).
 func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any, error) {
-	var instances []*object.Instance
-	var events []*object.InstanceExternalEvent
-	if err := decodeInstances(args, &instances); err != nil {
-		return nil, err
+	instances, err := object.List[object.Instance](args["instances"])
+	if err != nil {
+		return nil, fmt.Errorf("decode argument instances: %w", err)
 	}
-	if err := args.Decode("events", &events); err != nil {
-		return nil, err
+	events, err := object.List[object.InstanceExternalEvent](args["events"])
+	if err != nil {
+		return nil, fmt.Errorf("decode argument events: %w", err)
 	}
 	byUUID := make(map[string]*object.Instance, len(instances))
 	for _, inst := range instances {
 		byUUID[inst.UUID] = inst
 	}
+	// Who waits for a port must not wait for the refreshes besides.
+	for _, e := range events {
+		if e.Name == eventVIFPlugged || e.Name == eventVIFUnplugged {
+			if !m.waiters.deliver(e.InstanceUUID, e.Name, e.Tag, e.Status) {
+				reqctx.Log(eventContext(ctx, e)).Debug("external event that nobody waits for")
+			}
+		}
+	}
 	refreshed := map[string]bool{}
 	for _, e := range events {
-		ctx := reqctx.WithField(reqctx.WithField(ctx, "instance", e.InstanceUUID), "port_id", e.Tag)
+		ctx := eventContext(ctx, e)
 		inst := byUUID[e.InstanceUUID]
-		log := reqctx.Log(ctx).WithField("event", e.Name)
 		switch e.Name {
 		case eventVIFPlugged, eventVIFUnplugged:
-			if !m.waiters.deliver(e.InstanceUUID, e.Name, e.Tag, e.Status) {
-				log.Debug("external event that nobody waits for")
-			}
 		case eventNetworkChanged:
 			// One refresh reads all ports: a second event in the same message adds nothing.
-			if inst == nil || refreshed[e.InstanceUUID] || inst.VMState == object.VMStateDeleted {
+			if inst == nil || refreshed[e.InstanceUUID] || leavingNova(inst) {
 				continue
 			}
 			refreshed[e.InstanceUUID] = true
 			m.networkChanged(ctx, inst)
 		case eventVIFDeleted:
-			if inst != nil {
-				m.vifDeleted(ctx, inst, e.Tag)
+			if inst != nil && !leavingNova(inst) {
+				own := &object.Instance{UUID: inst.UUID, ProjectID: inst.ProjectID} // the other events have the message's
+				m.background(ctx, func(ctx context.Context) { m.vifDeleted(ctx, own, e.Tag) })
 			}
 		default:
-			log.Info("external event is not for containers")
+			reqctx.Log(ctx).Info("external event is not for containers")
 		}
 	}
 	return nil, nil
 }
 
-// decodeInstances accepts a plain list and an InstanceList.
-func decodeInstances(args rpc.Args, into *[]*object.Instance) error {
-	var list object.InstanceList
-	if err := args.Decode("instances", &list); err == nil {
-		*into = list.Objects
-		return nil
-	}
-	return args.Decode("instances", into)
+// eventContext adds the log fields of an event.
+func eventContext(ctx context.Context, e *object.InstanceExternalEvent) context.Context {
+	return reqctx.WithField(reqctx.WithField(reqctx.WithField(ctx, "instance", e.InstanceUUID), "port_id", e.Tag), "event", e.Name)
+}
+
+// leavingNova tells that an instance is deleted or about to be: its ports are the delete's.
+func leavingNova(inst *object.Instance) bool {
+	return inst.VMState == object.VMStateDeleted || inst.TaskState == object.TaskStateDeleting
 }
 
 // networkChanged reads the ports anew. While the instance is being built its cache is
-// the build's to write.
+// the build's to write, and is refreshed at its end.
 func (m *Manager) networkChanged(ctx context.Context, inst *object.Instance) {
-	if building, err := m.isJournaled(inst.UUID); err != nil || building {
+	if m.inflight.portsChanged(inst.UUID) {
 		return
 	}
-	if _, err := m.refreshNetworkInfo(ctx, inst); err != nil {
+	if err := m.refreshSoon(ctx, inst); err != nil {
 		reqctx.Log(ctx).WithError(err).Info("info cache not refreshed")
 	}
 }
 
-// vifDeleted forgets a port that Neutron deleted under the instance.
+// eventPatience bounds how long an event waits for the operations on its instance.
+const eventPatience = 10 * time.Minute
+
+// vifDeleted forgets a port that Neutron deleted under the instance. It may wait for long,
+// and so must not hold one of the server's workers.
 func (m *Manager) vifDeleted(ctx context.Context, inst *object.Instance, portID string) {
 	log := reqctx.Log(ctx)
-	gone := inst.NetworkInfo().ByID(portID)
+	ctx, cancel := context.WithTimeout(ctx, eventPatience)
+	defer cancel()
+	// The record is the lock holder's to change; a build or an operation under way ends first.
+	unlock, err := m.locks.Lock(ctx, inst.UUID)
+	if err != nil {
+		log.WithError(err).Warning("deleted port not unplugged")
+		return
+	}
+	defer unlock()
+	gone, err := m.dropPort(ctx, inst, portID)
+	if err != nil {
+		log.WithError(err).Info("deleted port not removed from the info cache")
+	}
 	if gone == nil {
 		return
 	}
 	if err := m.Plugger.Unplug(ctx, vifOfInfo(inst.UUID, gone)); err != nil {
 		log.WithError(err).Warning("deleted port not unplugged")
-	}
-	rest := make(object.NetworkInfo, 0, len(inst.NetworkInfo()))
-	for _, v := range inst.NetworkInfo() {
-		if v.ID != portID {
-			rest = append(rest, v)
-		}
-	}
-	if err := m.saveNetworkInfo(ctx, inst, rest); err != nil {
-		log.WithError(err).Warning("info cache not saved")
 	}
 	if err := m.forgetVIF(inst.UUID, portID); err != nil {
 		log.WithError(err).Warning("port not removed from the record")

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
@@ -18,95 +21,132 @@ var buildTasks = []string{
 	object.TaskStateScheduling, object.TaskStateNetworking, object.TaskStateBlockDeviceMapping, object.TaskStateSpawning,
 }
 
+// parallelSettles is how many instances are settled at once after a start: a host of some
+// hundred guests must not flood the conductor.
+const parallelSettles = 8
+
 // InitHost brings this host and Nova's view of it together after a start of the agent
 // (nova/compute/manager.py:init_host). It touches no guest that runs as it should. What
 // takes long goes on in the background; call it once, before messages are consumed.
+//
+// When it returns, every instance that is to be settled is locked: what messages ask of it
+// waits until it is.
 func (m *Manager) InitHost(ctx context.Context) error {
 	ctx = adminContext(ctx)
 	instances, err := m.Conductor.InstancesByHost(ctx, m.opts.Host, "info_cache", "metadata", "system_metadata", "flavor")
 	if err != nil {
 		return fmt.Errorf("list this host's instances: %w", err)
 	}
-	if err := m.resumeBuilds(ctx); err != nil {
+	if len(instances) > 0 {
+		m.tellScheduler(ctx, func(ctx context.Context) error {
+			return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, instances)
+		})
+	}
+	resumed, err := m.resumeBuilds(ctx)
+	if err != nil {
 		return err
 	}
+	known := make(map[string]bool, len(instances))
+	slots := semaphore.NewWeighted(parallelSettles)
 	for _, inst := range instances {
-		if inst.Host == m.opts.Host {
-			ctx := reqctx.WithField(ctx, "instance", inst.UUID)
-			m.background(ctx, func(ctx context.Context) { m.initInstance(ctx, inst) })
+		known[inst.UUID] = true
+		if inst.Host != m.opts.Host || resumed[inst.UUID] {
+			continue
 		}
-	}
-	m.background(ctx, func(ctx context.Context) { m.removeLeftovers(ctx, instances) })
-	if m.opts.TrackInstanceChanges && len(instances) > 0 {
-		if err := m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, instances); err != nil {
-			reqctx.Log(ctx).WithError(err).Warning("scheduler not told of this host's instances")
+		unlock, err := m.locks.Lock(ctx, inst.UUID)
+		if err != nil {
+			return err
 		}
+		m.background(reqctx.WithField(ctx, "instance", inst.UUID), func(ctx context.Context) {
+			defer unlock()
+			if slots.Acquire(ctx, 1) != nil {
+				return // never: the context has no end
+			}
+			defer slots.Release(1)
+			if err := protect(func() error { return m.settleInstance(ctx, inst) }); err != nil {
+				reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
+			}
+		})
 	}
+	m.background(ctx, func(ctx context.Context) {
+		m.removeLeftovers(ctx, known)
+		if err := m.failLostBuilds(ctx, known); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("builds that an earlier stop lost not looked for")
+		}
+	})
 	return nil
 }
 
-// initInstance settles one instance that an earlier stop of the agent may have left in the
-// middle of something (nova/compute/manager.py:_init_instance).
-func (m *Manager) initInstance(ctx context.Context, inst *object.Instance) {
-	unlock, err := m.locks.Lock(ctx, inst.UUID)
-	if err != nil {
-		return
-	}
-	defer unlock()
-	if err := protect(func() error { return m.settleInstance(ctx, inst) }); err != nil {
-		reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
-	}
-}
-
+// settleInstance settles one instance that an earlier stop of the agent may have left in the
+// middle of something (nova/compute/manager.py:_init_instance). The caller holds its lock.
 func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) error {
-	if building, err := m.isJournaled(inst.UUID); err != nil || building {
-		return err // the journal brings it to its end
-	}
 	log := reqctx.Log(ctx).WithField("vm_state", inst.VMState).WithField("task_state", inst.TaskState)
 	save := func(changes map[string]any) error { return m.Conductor.SaveInstance(ctx, inst, changes) }
 	switch {
-	case inst.VMState == object.VMStateSoftDelete, inst.VMState == object.VMStateError && inst.TaskState != object.TaskStateDeleting:
+	case inst.VMState == object.VMStateSoftDelete && inst.TaskState == object.TaskStateNone,
+		inst.VMState == object.VMStateError && inst.TaskState != object.TaskStateDeleting:
 		return nil
 	case inst.VMState == object.VMStateDeleted, inst.TaskState == object.TaskStateDeleting:
 		log.Info("completing a deletion")
-		return m.deleteInstance(ctx, inst)
+		return m.deleteInstance(ctx, inst, nil)
 	case inst.VMState == object.VMStateBuilding, slices.Contains(buildTasks, inst.TaskState):
 		log.Warning("a build was interrupted of which nothing is known; putting the instance into error")
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
-	state, err := m.powerState(ctx, inst.UUID)
-	if err != nil {
-		return err
+	if complete, ok := m.completions()[inst.TaskState]; ok {
+		log.Info("completing an operation that the agent's last stop interrupted")
+		return complete(ctx, inst)
 	}
-	switch inst.TaskState {
-	case object.TaskStatePoweringOff:
-		log.Info("completing a stop")
-		return m.stop(ctx, inst, true)
-	case object.TaskStatePoweringOn:
-		log.Info("completing a start")
-		_, err := m.startInstance(ctx, inst, nil)
-		return err
-	case object.TaskStateRebooting, object.TaskStateRebootPending, object.TaskStateRebootStarted,
-		object.TaskStateRebootingHard, object.TaskStateRebootPendingHard, object.TaskStateRebootStartedHard:
-		return m.completeReboot(ctx, inst, state)
-	case object.TaskStatePausing, object.TaskStateUnpausing:
-		return m.completePause(ctx, inst, state)
-	case object.TaskStateNone:
-	default:
+	if inst.TaskState != object.TaskStateNone {
 		log.Warning("resetting the task of an operation that the agent's last stop interrupted")
 		if err := save(map[string]any{"task_state": nil}); err != nil {
 			return err
 		}
 	}
+	state, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
 	return m.restore(ctx, inst, state)
 }
 
-// completeReboot ends a reboot that was interrupted: a guest that runs has had it, or will
-// not miss it.
-func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance, state driver.PowerState) error {
-	if state != driver.PowerStateRunning {
-		reqctx.Log(ctx).Info("completing a reboot")
-		if err := m.restart(ctx, inst, inst.NetworkInfo(), false); err != nil {
+// completions are the tasks that are carried out again, or to their end.
+func (m *Manager) completions() map[string]func(context.Context, *object.Instance) error {
+	again := func(method string, body instanceFunc) func(context.Context, *object.Instance) error {
+		op := operation{method: method, event: method, fault: true, revert: true} // the lock is held
+		return func(ctx context.Context, inst *object.Instance) error {
+			_, err := m.perform(ctx, op, inst, nil, body)
+			return err
+		}
+	}
+	return map[string]func(context.Context, *object.Instance) error{
+		object.TaskStatePoweringOff:       again("stop_instance", m.stopInstance),
+		object.TaskStatePoweringOn:        again("start_instance", m.startInstance),
+		object.TaskStateSoftDeleting:      again("soft_delete_instance", m.softDeleteInstance),
+		object.TaskStateRestoring:         again("restore_instance", m.restoreInstance),
+		object.TaskStateRebooting:         m.completeReboot,
+		object.TaskStateRebootPending:     m.completeReboot,
+		object.TaskStateRebootStarted:     m.completeReboot,
+		object.TaskStateRebootingHard:     m.completeReboot,
+		object.TaskStateRebootPendingHard: m.completeReboot,
+		object.TaskStateRebootStartedHard: m.completeReboot,
+		object.TaskStatePausing:           m.completePause,
+		object.TaskStateUnpausing:         m.completePause,
+	}
+}
+
+// completeReboot ends a reboot that was interrupted. One that had begun and whose guest
+// runs is done; one that had only been asked for comes again
+// (nova/compute/manager.py:_retry_reboot).
+func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance) error {
+	state, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	pending := inst.TaskState == object.TaskStateRebootPending || inst.TaskState == object.TaskStateRebootPendingHard
+	if state != driver.PowerStateRunning || pending {
+		soft := state == driver.PowerStateRunning && inst.TaskState == object.TaskStateRebootPending
+		if err := m.restart(ctx, inst, inst.NetworkInfo(), soft); err != nil {
 			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil}))
 		}
 	}
@@ -114,7 +154,11 @@ func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance, sta
 }
 
 // completePause stores the state that a guest is in after an interrupted pause or unpause.
-func (m *Manager) completePause(ctx context.Context, inst *object.Instance, state driver.PowerState) error {
+func (m *Manager) completePause(ctx context.Context, inst *object.Instance) error {
+	state, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
 	if state == driver.PowerStatePaused && inst.TaskState == object.TaskStateUnpausing {
 		if err := m.Driver.Unpause(ctx, inst.UUID); err != nil {
 			return err
@@ -163,16 +207,16 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driv
 // removeLeftovers clears what is on this host for instances that Nova no longer has here:
 // builds that a crash cut off after their journal entry ended, deletions done while the
 // agent was away. An instance that moved is not ours to judge and is left alone.
-func (m *Manager) removeLeftovers(ctx context.Context, instances []*object.Instance) {
+func (m *Manager) removeLeftovers(ctx context.Context, known map[string]bool) {
 	local, err := m.localInstances(ctx)
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).Error("leftovers not looked for")
 		return
 	}
-	for _, inst := range instances {
-		delete(local, inst.UUID)
-	}
 	for uuid := range local {
+		if known[uuid] {
+			continue
+		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)
 		if err := m.removeLeftover(ctx, uuid); err != nil {
 			reqctx.Log(ctx).WithError(err).Error("leftover not removed")
@@ -213,25 +257,28 @@ func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
 		return err
 	}
 	defer unlock()
-	if building, err := m.isJournaled(uuid); err != nil || building {
-		return err
+	if m.inflight.has(uuid) {
+		return nil
 	}
 	gone, err := m.isDeletedInNova(ctx, uuid)
 	if err != nil || !gone {
 		return err
 	}
 	reqctx.Log(ctx).Warning("removing what is left of a deleted instance")
-	return m.removeFromHost(ctx, uuid, nil)
+	return m.removeFromHost(ctx, uuid)
 }
 
-// isDeletedInNova tells that an instance's row is deleted, or that there is none on any
-// host: a failed build has none here. A row on another host is an instance that moved.
+// isDeletedInNova tells that an instance's row is deleted, or on no host at all, as that
+// of a failed build. A row on another host is an instance that moved. An instance without
+// a row is not ours to judge either: a guest outlives an agent that asks the wrong
+// database (nova/compute/manager.py:_running_deleted_instances).
 func (m *Manager) isDeletedInNova(ctx context.Context, uuid string) (bool, error) {
 	inst, err := m.Conductor.InstanceByUUID(reqctx.With(ctx, reqctx.From(ctx).WithReadDeleted("yes")), uuid)
+	if exception.Is(err, "InstanceNotFound") {
+		reqctx.Log(ctx).Warning("found an instance on this host that nova does not know")
+		return false, nil
+	}
 	if err != nil {
-		if isGone(err) {
-			return true, nil
-		}
 		return false, err
 	}
 	return inst.Deleted || inst.VMState == object.VMStateDeleted || inst.Host == "", nil

@@ -2,7 +2,6 @@ package compute
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -83,15 +82,23 @@ type Manager struct {
 	Deps
 	opts Options
 
-	locks   keylock.Locks // by instance UUID
+	locks   keylock.Locks // by instance UUID; taken before caches
 	builds  *semaphore.Weighted
 	waiters eventWaiters
 
-	running sync.WaitGroup // operations that outlive their message
+	running background // operations that outlive their message
 
-	mu      sync.Mutex                         // guards cancels
-	cancels map[string]context.CancelCauseFunc // builds in progress, by instance UUID
+	inflight inflight
+
+	caches    keylock.Locks // by instance UUID: reading ports and storing them in the info cache
+	refreshes refreshes
+
+	storePause time.Duration // between attempts to store a build's end; see store
 }
+
+// castTimeout bounds messages that nobody answers: while the broker is away they wait, as
+// long as a call would for its answer (rpc_response_timeout's default).
+const castTimeout = time.Minute
 
 // New returns a manager. It starts nothing.
 func New(o Options, d Deps) *Manager {
@@ -101,32 +108,22 @@ func New(o Options, d Deps) *Manager {
 	}
 	return &Manager{
 		Deps: d, opts: o,
-		builds:  semaphore.NewWeighted(limit),
-		cancels: map[string]context.CancelCauseFunc{},
+		builds:     semaphore.NewWeighted(limit),
+		inflight:   inflight{db: d.DB, builds: map[*acceptedBuild]bool{}},
+		refreshes:  refreshes{waiting: map[string]bool{}},
+		storePause: 10 * time.Second,
 	}
 }
 
 // background runs fn apart from the message that asked for it: with the message's
 // request context, but neither its deadline nor its cancellation.
 func (m *Manager) background(ctx context.Context, fn func(ctx context.Context)) {
-	m.running.Go(func() { fn(context.WithoutCancel(ctx)) })
+	m.running.run(func() { fn(context.WithoutCancel(ctx)) })
 }
 
 // Drain waits until every operation has ended, or ctx has. What still runs then is
 // in the journal, and the next start takes it up.
-func (m *Manager) Drain(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		m.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (m *Manager) Drain(ctx context.Context) error { return m.running.wait(ctx) }
 
 // adminContext is a context of the agent itself, for work that nobody asked for.
 func adminContext(ctx context.Context) context.Context {

@@ -1,7 +1,6 @@
 package compute
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -223,49 +222,6 @@ func dictOf(values map[string]any) (object.Dict, error) {
 		raw = []byte("{}")
 	}
 	return d, json.Unmarshal(raw, &d)
-}
-
-// refreshNetworkInfo reads the instance's ports anew and stores them in the info
-// cache (nova/network/neutron.py:get_instance_nw_info). The order of the cached
-// list is kept; ports that Neutron no longer has are dropped.
-func (m *Manager) refreshNetworkInfo(ctx context.Context, inst *object.Instance) (object.NetworkInfo, error) {
-	if err := m.Conductor.LoadInstance(ctx, inst, "info_cache"); err != nil {
-		return nil, err
-	}
-	cached := inst.NetworkInfo()
-	req := neutron.InfoRequest{InstanceUUID: inst.UUID, ProjectID: inst.ProjectID}
-	for i := range cached {
-		req.PortIDs = append(req.PortIDs, cached[i].ID)
-		if cached[i].PreserveOnDelete {
-			req.Preexisting = append(req.Preexisting, cached[i].ID)
-		}
-	}
-	vifs, err := m.Neutron.NetworkInfo(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	info, err := m.networkInfo(vifs)
-	if err != nil {
-		return nil, err
-	}
-	return info, m.saveNetworkInfo(ctx, inst, info)
-}
-
-// saveNetworkInfo stores the info cache, which is where the API's addresses come from.
-func (m *Manager) saveNetworkInfo(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
-	if err := m.Conductor.SaveInfoCache(ctx, inst.UUID, info); err != nil {
-		return err
-	}
-	m.setInfoCache(inst, info)
-	return nil
-}
-
-// setInfoCache puts a VIF list into the instance as this process has it.
-func (m *Manager) setInfoCache(inst *object.Instance, info object.NetworkInfo) {
-	inst.InfoCache = &object.InstanceInfoCache{
-		Header:       object.New("InstanceInfoCache", m.Release.ObjectVersion("InstanceInfoCache")),
-		InstanceUUID: inst.UUID, NetworkInfo: info,
-	}
 }
 
 // networkError gives a failure of Neutron its Nova class.

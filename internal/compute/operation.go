@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -48,11 +49,16 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 	if err != nil {
 		err = m.settle(ctx, op, inst, err)
 	}
-	if op.event != "" {
+	if op.event != "" && !leaving(ctx) {
 		m.finishEvent(ctx, inst.UUID, op.event, err)
 	}
 	return result, err
 }
+
+// leaving tells that ctx was cancelled, as only the end of the agent does: a caller that
+// gives up leaves an exceeded deadline. What was cut off stays as it is, for the next
+// start to complete (see settleInstance).
+func leaving(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
 func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	if op.lock {
@@ -70,20 +76,23 @@ func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instanc
 func (m *Manager) settle(ctx context.Context, op operation, inst *object.Instance, err error) error {
 	err = novaError(inst, err)
 	log := reqctx.Log(ctx).WithError(err)
-	// The instance went away or belongs to another operation now: nothing of it is ours to change.
-	if exception.Is(err, "UnexpectedDeletingTaskStateError") || exception.Is(err, "UnexpectedTaskStateError") {
+	// The instance belongs to another operation now: nothing of it is ours to change.
+	if exception.Is(err, "UnexpectedTaskStateError") {
 		log.Info("operation ended because the instance's state changed meanwhile")
 		return err
 	}
-	if exception.Is(err, "InstanceNotFound") {
-		log.Info("operation ended because the instance is gone")
+	if leaving(ctx) {
+		log.Warning("operation cut off by the end of the agent; its next start completes it")
 		return err
 	}
-	if op.fault {
+	ctx = context.WithoutCancel(ctx)
+	// An instance whose guest is not here is not found either, and keeps its row.
+	if op.fault && !exception.Is(err, "InstanceNotFound") {
 		m.recordFault(ctx, inst, err)
 	}
 	if op.revert {
-		if saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": nil}); saveErr != nil {
+		saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": nil})
+		if saveErr != nil && !exception.Is(saveErr, "InstanceNotFound") {
 			log.WithField("save_error", saveErr).Warning("task state not reset")
 		}
 	}
@@ -144,4 +153,12 @@ func protect(fn func() error) (err error) {
 		}
 	}()
 	return fn()
+}
+
+// withTimeout bounds a step, with cause as the reason; zero means that ctx alone bounds it.
+func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelFunc) {
+	if d <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, d, cause)
 }

@@ -2,11 +2,13 @@ package compute
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
@@ -23,12 +25,17 @@ type task struct {
 }
 
 func (m *Manager) tasks() []task {
+	heal := m.opts.HealInfoCacheInterval
+	if heal == 0 {
+		heal = -1 // of this option alone 0 is off
+	}
 	return []task{
 		{"update_available_resource", m.opts.UpdateResourcesInterval, m.Tracker.Audit},
 		{"sync_power_states", m.opts.SyncPowerStateInterval, m.syncPowerStates},
-		{"heal_instance_info_cache", m.opts.HealInfoCacheInterval, m.healInfoCache},
+		{"heal_instance_info_cache", heal, m.healInfoCache},
 		{"sync_scheduler_instance_info", m.opts.SchedulerSyncInterval, m.syncScheduler},
 		{"cleanup_running_deleted_instances", m.opts.RunningDeletedInterval, m.reapDeleted},
+		{"reclaim_queued_deletes", 0, m.reclaimDeleted},
 	}
 }
 
@@ -84,17 +91,11 @@ func (m *Manager) healInfoCache(ctx context.Context) error {
 	if inst.Host != m.opts.Host || inst.TaskState != object.TaskStateNone || inst.VMState == object.VMStateBuilding {
 		return nil
 	}
-	_, err = m.refreshNetworkInfo(reqctx.WithField(ctx, "instance", uuid), inst)
-	return err
-}
-
-// syncScheduler tells the schedulers which instances are here, for affinity
-// (nova/compute/manager.py:_sync_scheduler_instance_info). The tracker knows them: no call is needed.
-func (m *Manager) syncScheduler(ctx context.Context) error {
-	if !m.opts.TrackInstanceChanges {
+	if m.inflight.has(uuid) {
 		return nil
 	}
-	return m.Conductor.SyncInstanceInfo(ctx, m.opts.Host, m.Tracker.Instances())
+	_, err = m.refreshNetworkInfo(reqctx.WithField(ctx, "instance", uuid), inst)
+	return err
 }
 
 // reapDeleted removes guests whose rows are deleted, after a local delete by the API while
@@ -122,11 +123,63 @@ func (m *Manager) reapDeleted(ctx context.Context) error {
 		case "reap":
 			err = m.removeLeftover(ctx, uuid)
 		case "shutdown":
-			err = m.powerOff(ctx, uuid, 0)
+			err = m.stopLeftover(ctx, uuid)
 		}
 		if err != nil {
 			reqctx.Log(ctx).WithError(err).Error("deleted instance not dealt with")
 		}
 	}
 	return nil
+}
+
+func (m *Manager) stopLeftover(ctx context.Context, uuid string) error {
+	unlock, err := m.locks.Lock(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if m.inflight.has(uuid) {
+		return nil
+	}
+	return m.powerOff(ctx, uuid, 0)
+}
+
+// reclaimDeleted deletes soft-deleted servers whose time is over
+// (nova/compute/manager.py:_reclaim_queued_deletes).
+func (m *Manager) reclaimDeleted(ctx context.Context) error {
+	if m.opts.ReclaimInstanceInterval <= 0 {
+		return nil
+	}
+	queued, err := m.Conductor.InstancesByFilters(ctx, map[string]any{
+		"vm_state": object.VMStateSoftDelete, "task_state": nil, "host": m.opts.Host,
+	}, "info_cache", "metadata", "system_metadata", "flavor")
+	if err != nil {
+		return fmt.Errorf("list soft-deleted instances: %w", err)
+	}
+	for _, inst := range queued {
+		if time.Since(inst.DeletedAt.Time) < m.opts.ReclaimInstanceInterval {
+			continue
+		}
+		ctx := reqctx.WithField(ctx, "instance", inst.UUID)
+		reqctx.Log(ctx).Info("reclaiming a soft-deleted instance")
+		if err := m.reclaim(ctx, inst); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("soft-deleted instance not reclaimed; the next turn tries again")
+		}
+	}
+	return nil
+}
+
+// reclaim deletes an instance unless its owner has restored it in the meantime.
+func (m *Manager) reclaim(ctx context.Context, inst *object.Instance) error {
+	unlock, err := m.locks.Lock(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": object.TaskStateDeleting},
+		conductor.ExpectVM(object.VMStateSoftDelete), expectNoTask())
+	if err != nil {
+		return err
+	}
+	return m.deleteInstance(ctx, inst, nil)
 }

@@ -56,6 +56,9 @@ func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) e
 	m.notifyInstance(ctx, inst, "power_off", "start")
 	timeout := time.Duration(0)
 	if clean {
+		if err := m.Conductor.LoadInstance(ctx, inst, "system_metadata"); err != nil {
+			return err
+		}
 		timeout = m.shutdownTimeout(inst)
 	}
 	if err := m.powerOff(ctx, inst.UUID, timeout); err != nil {
@@ -227,6 +230,9 @@ func (m *Manager) rebootFailed(ctx context.Context, inst *object.Instance, failu
 		return m.Conductor.SaveInstance(ctx, inst, map[string]any{
 			"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil,
 		})
+	}
+	if leaving(ctx) {
+		return failure
 	}
 	if saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError}); saveErr != nil {
 		return errors.Join(failure, saveErr)

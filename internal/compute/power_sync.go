@@ -28,25 +28,30 @@ func (m *Manager) guestChanged(ctx context.Context, event driver.Event) error {
 	if !isOff(event.PowerState) {
 		return nil // a start is always ours, and whoever started it stores the state
 	}
-	inst, err := m.Conductor.InstanceByUUID(ctx, event.UUID, "system_metadata", "flavor", "info_cache", "metadata")
+	return m.followGuest(ctx, event.UUID)
+}
+
+// followGuest makes a server follow its guest's power state, unless an operation is under
+// way: that has set its task state before, and stores what comes of it.
+func (m *Manager) followGuest(ctx context.Context, uuid string) error {
+	unlock, err := m.locks.Lock(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	state, err := m.powerState(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	inst, err := m.Conductor.InstanceByUUID(ctx, uuid, "system_metadata", "flavor", "info_cache", "metadata")
 	if err != nil {
 		if exception.Is(err, "InstanceNotFound") {
 			return nil
 		}
 		return err
 	}
-	// An operation that stops the guest has set its task state before.
-	if inst.TaskState != object.TaskStateNone || inst.Host != m.opts.Host {
+	if inst.Host != m.opts.Host {
 		return nil
-	}
-	unlock, err := m.locks.Lock(ctx, inst.UUID)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	state, err := m.powerState(ctx, inst.UUID)
-	if err != nil {
-		return err
 	}
 	return m.syncPowerState(ctx, inst, state)
 }
@@ -100,7 +105,7 @@ func (m *Manager) stopThroughAPI(ctx context.Context, inst *object.Instance) err
 // syncPowerStates compares every instance with its guest, for what events may have
 // missed (nova/compute/manager.py:_sync_power_states).
 func (m *Manager) syncPowerStates(ctx context.Context) error {
-	instances, err := m.Conductor.InstancesByHost(ctx, m.opts.Host, "system_metadata", "flavor", "info_cache", "metadata")
+	instances, err := m.Conductor.InstancesByHost(ctx, m.opts.Host)
 	if err != nil {
 		return err
 	}
@@ -117,7 +122,7 @@ func (m *Manager) syncPowerStates(ctx context.Context) error {
 		if inst.PowerState == int(state) && settled(inst.VMState, state) {
 			continue
 		}
-		if err := m.guestChanged(ctx, driver.Event{UUID: inst.UUID, PowerState: driver.PowerStateShutdown}); err != nil {
+		if err := m.followGuest(ctx, inst.UUID); err != nil {
 			reqctx.Log(ctx).WithError(err).Warning("power state not followed")
 		}
 	}

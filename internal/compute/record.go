@@ -53,18 +53,39 @@ func (m *Manager) releaseImage(imageID, uuid string) error {
 	return err
 }
 
+// removeTimeout bounds the removal of one instance from the host: a stuck process
+// may hold its guest for long, and the record survives for another try.
+const removeTimeout = 2 * time.Minute
+
 // removeFromHost takes back all that was done on this host for an instance:
 // guest, links, root disk, image reference, id range, record. It needs no more
-// than the record, works on any part of it, and may be repeated. extra are VIFs
-// that the record may not have, from the info cache of an instance built elsewhere.
-func (m *Manager) removeFromHost(ctx context.Context, uuid string, extra []vif.VIF) error {
+// than the record, works on any part of it, and may be repeated.
+func (m *Manager) removeFromHost(ctx context.Context, uuid string) error {
+	if err := m.destroyGuest(ctx, uuid); err != nil {
+		return err
+	}
+	return m.removeTraces(ctx, uuid, nil)
+}
+
+// destroyGuest stops an instance's guest for good. When it fails, everything else on the
+// host is still in use.
+func (m *Manager) destroyGuest(ctx context.Context, uuid string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := m.Driver.Destroy(ctx, uuid); err != nil {
+		return fmt.Errorf("destroy guest: %w", err)
+	}
+	return nil
+}
+
+// removeTraces takes back all but the guest, which must be gone. extra are VIFs that the
+// record may not have, from the info cache of an instance built elsewhere.
+func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF) error {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
 	r, _, err := m.record(uuid)
 	if err != nil {
 		return err
-	}
-	if err := m.Driver.Destroy(ctx, uuid); err != nil {
-		// Everything else is still in use by what could not be stopped.
-		return fmt.Errorf("destroy guest: %w", err)
 	}
 	var errs []error
 	step := func(what string, err error) {

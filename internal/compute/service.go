@@ -54,10 +54,14 @@ func (s *Service) Register(ctx context.Context) error {
 func (s *Service) create(ctx context.Context) (*object.Service, error) {
 	record := &object.Service{Host: s.host, Binary: binary, Topic: "compute", ServiceVersion: s.version}
 	err := s.conductor.CreateService(ctx, record)
-	if exception.Is(err, "ServiceTopicExists") || exception.Is(err, "ServiceBinaryExists") {
-		return s.conductor.ServiceByHost(ctx, s.host, binary)
+	if !exception.Is(err, "ServiceTopicExists") && !exception.Is(err, "ServiceBinaryExists") {
+		return record, err
 	}
-	return record, err
+	found, lookupErr := s.conductor.ServiceByHost(ctx, s.host, binary)
+	if lookupErr == nil && found == nil {
+		return nil, err // it was deleted again
+	}
+	return found, lookupErr
 }
 
 // Record returns the service record.

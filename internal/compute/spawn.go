@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -65,12 +66,18 @@ func (s *spawn) prepareNetwork(ctx context.Context) error {
 	return g.Wait()
 }
 
-// networkFailure is what a failed allocation does to a build: nova-compute aborts
-// it, for another host could do no better; a port that this host cannot plug is
-// the exception (nova/compute/manager.py:_build_resources).
+// hostNetworkClasses are failures of the network that another host may not have
+// (nova/compute/manager.py:_build_and_run_instance reschedules them).
+var hostNetworkClasses = []string{
+	"PortBindingFailed", "VirtualInterfacePlugException", "VirtualInterfaceCreateException", "NeutronAdminCredentialConfigurationInvalid",
+}
+
+// networkFailure is what a failed allocation does to a build: a request that Neutron
+// refuses ends it with the cause, for another host could do no better; what this host
+// cannot bind, plug or reach is left to another.
 func (s *spawn) networkFailure(err error) error {
 	err = networkError(s.inst, err)
-	if exception.Is(err, "VirtualInterfacePlugException") || exception.Is(err, "VirtualInterfaceCreateException") {
+	if class, ok := exception.ClassOf(err); !ok || slices.Contains(hostNetworkClasses, class) {
 		return err
 	}
 	return abortBecause(s.inst.UUID, err)
@@ -175,7 +182,7 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	if err := s.m.checkImage(s.inst, &s.r.Image); err != nil {
 		return err
 	}
-	image, err := s.m.syncImage(ctx, s.inst, &s.r.Image)
+	image, err := s.m.syncImage(ctx, &s.r.Image)
 	if err != nil {
 		return err
 	}
@@ -189,6 +196,9 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	err = s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
+		return err
+	}
+	if err := s.m.Images.Acquire(s.r.Image.ID, s.inst.UUID); err != nil {
 		return err
 	}
 	if err := s.m.Roots.Create(ctx, root); err != nil {
@@ -219,21 +229,18 @@ func (s *spawn) start(ctx context.Context) error {
 	return s.m.Driver.Start(ctx, s.inst.UUID, nics)
 }
 
-// abandon leaves the host as it was before the build.
-func (s *spawn) abandon(ctx context.Context) {
+// abandon leaves the host as it was before the build, also when ctx has ended.
+func (s *spawn) abandon(ctx context.Context) error {
 	for _, e := range s.expected {
 		e.cancel()
 	}
-	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
-	defer cancel()
-	if err := s.m.removeFromHost(ctx, s.inst.UUID, nil); err != nil {
-		reqctx.Log(ctx).WithError(err).Error("failed build not removed from the host; the next start of the agent tries again")
+	ctx = context.WithoutCancel(ctx)
+	err := s.m.removeFromHost(ctx, s.inst.UUID)
+	if err != nil {
+		reqctx.Log(ctx).WithError(err).Error("failed build not removed from the host; cleanup_running_deleted_instances tries again")
 	}
+	return err
 }
-
-// removeTimeout bounds the removal of one instance from the host: a stuck process
-// may hold its guest for long, and the record survives for another try.
-const removeTimeout = 2 * time.Minute
 
 // limits translates the instance's flavor.
 func (m *Manager) limits(ctx context.Context, inst *object.Instance) (flavor.Limits, error) {
@@ -273,8 +280,8 @@ func (m *Manager) checkImage(inst *object.Instance, image *object.Image) error {
 	return nil
 }
 
-// syncImage brings the image into the local store and marks it as used by the instance.
-func (m *Manager) syncImage(ctx context.Context, inst *object.Instance, image *object.Image) (imagesync.Image, error) {
+// syncImage brings the image into the local store.
+func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync.Image, error) {
 	req := imagesync.Request{
 		ID: image.ID, Size: -1, HashAlgo: image.OSHashAlgo, HashValue: image.OSHashValue, Checksum: image.Checksum,
 		DiskFormat: image.DiskFormat, ContainerFormat: image.ContainerFormat, Arch: image.Property("hw_architecture"),
@@ -287,5 +294,5 @@ func (m *Manager) syncImage(ctx context.Context, inst *object.Instance, image *o
 	if err != nil {
 		return synced, imageError(image.ID, err)
 	}
-	return synced, m.Images.Acquire(image.ID, inst.UUID)
+	return synced, nil
 }

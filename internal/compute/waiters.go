@@ -67,6 +67,11 @@ func (e *expectation) wait(ctx context.Context) (string, error) {
 	case status := <-e.done:
 		return status, nil
 	case <-ctx.Done():
+	}
+	select {
+	case status := <-e.done: // it came in time; only the waiter came late
+		return status, nil
+	default:
 		return "", ctx.Err()
 	}
 }

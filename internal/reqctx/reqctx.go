@@ -6,6 +6,8 @@ package reqctx
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -18,6 +20,9 @@ import (
 // encoding prints a mask. Reveal gives the value to the one caller that sends it.
 type Secret string
 
+// Format implements fmt.Formatter with a mask: without it a wrong verb would print the value.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
+
 // String implements fmt.Stringer with a mask.
 func (s Secret) String() string {
 	if s == "" {
@@ -25,9 +30,6 @@ func (s Secret) String() string {
 	}
 	return "***"
 }
-
-// GoString implements fmt.GoStringer with a mask.
-func (s Secret) GoString() string { return s.String() }
 
 // MarshalJSON implements json.Marshaler with a mask.
 func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
@@ -54,6 +56,12 @@ type Request struct {
 	ServiceCatalog  json.RawMessage // keystone v2 style list
 	Raw             map[string]json.RawMessage
 }
+
+// Format implements fmt.Formatter: a request prints as its id, for Raw holds the token.
+func (r *Request) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String()) }
+
+// String implements fmt.Stringer with the request's id.
+func (r *Request) String() string { return r.RequestID }
 
 // timestampLayout is the only form that oslo.utils parse_strtime accepts:
 // six digits and no zone.

@@ -52,20 +52,27 @@ func readIdentity(dirs []string) (string, error) {
 	return found, nil
 }
 
-// writeIdentity keeps the node's UUID in the state path. It never replaces a file.
-func writeIdentity(dir, id string) error {
+// writeIdentity keeps the node's UUID in the state path. It never replaces a file, and
+// leaves no half-written one, with which no later start would succeed.
+func writeIdentity(dir, id string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write node identity: %w", err)
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // nova's own mode: others read the file
-		return fmt.Errorf("write node identity: %w", err)
+		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, identityFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // as above
+	f, err := os.CreateTemp(dir, identityFile+"-")
 	if err != nil {
-		return fmt.Errorf("write node identity: %w", err)
+		return err
 	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
 	_, err = f.WriteString(id)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write node identity: %w", err)
+	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+		return err
 	}
-	return nil
+	return os.Link(f.Name(), filepath.Join(dir, identityFile))
 }
 
 // findNode returns this host's node record, or a new identity for one. It refuses a

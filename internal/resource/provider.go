@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
@@ -58,27 +57,13 @@ type provider struct {
 	client  *placement.Client
 	refresh time.Duration
 
-	// turn admits one synchronisation at a time; its capacity of one makes it a lock
-	// that can be waited for with a context.
-	turn     chan struct{}
-	turnOnce sync.Once
+	turn turn // admits one synchronisation at a time, and guards the fields below
 
 	known       bool
 	read        time.Time
 	generation  int64
 	inventories placement.Inventories
 	traits      []string
-}
-
-// enter waits for the turn to synchronise.
-func (p *provider) enter(ctx context.Context) (leave func(), err error) {
-	p.turnOnce.Do(func() { p.turn = make(chan struct{}, 1) })
-	select {
-	case p.turn <- struct{}{}:
-		return func() { <-p.turn }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 // load reads the provider, made if there is none, unless what is known is fresh.
@@ -103,7 +88,7 @@ func (p *provider) load(ctx context.Context, uuid, name string) error {
 
 // sync makes inventories and traits be what the callback says for what is there.
 func (p *provider) sync(ctx context.Context, uuid, name string, want func(placement.Inventories, []string) (placement.Inventories, []string)) error {
-	leave, err := p.enter(ctx)
+	leave, err := p.turn.enter(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,10 +141,10 @@ func (p *provider) syncOnce(ctx context.Context, uuid, name string, want func(pl
 // (nova/compute/resource_tracker.py:_update_to_placement).
 func (t *Tracker) syncProvider(ctx context.Context) error {
 	t.mu.Lock()
-	uuid, name, disabled := t.node.UUID, t.nodeName, t.disabled
+	uuid, name := t.node.UUID, t.nodeName
 	t.mu.Unlock()
 	err := t.provider.sync(ctx, uuid, name, func(inv placement.Inventories, traits []string) (placement.Inventories, []string) {
-		return t.inventories(inv), t.traits(traits, disabled)
+		return t.inventories(inv), t.traits(traits)
 	})
 	if err != nil {
 		return fmt.Errorf("update resource provider %s: %w", uuid, err)
@@ -200,7 +185,10 @@ func (t *Tracker) inventories(current placement.Inventories) placement.Inventori
 }
 
 // traits adds and removes what the agent decides about.
-func (t *Tracker) traits(current []string, disabled bool) []string {
+func (t *Tracker) traits(current []string) []string {
+	t.mu.Lock()
+	disabled := t.disabled
+	t.mu.Unlock()
 	out := slices.DeleteFunc(slices.Clone(current), func(name string) bool {
 		own, decided := ownTraits[name]
 		return decided && !own || name == traitStatusDisabled && !disabled
@@ -229,6 +217,9 @@ func (t *Tracker) traits(current []string, disabled bool) []string {
 func (t *Tracker) SetEnabled(ctx context.Context, enabled bool) error {
 	t.mu.Lock()
 	t.disabled = !enabled
+	if t.since != nil {
+		t.since.enabled = true
+	}
 	t.mu.Unlock()
 	return t.syncProvider(ctx)
 }
@@ -248,6 +239,7 @@ func (t *Tracker) dropDeadAllocations(ctx context.Context, migrations []*object.
 	for _, m := range migrations {
 		moving[m.UUID] = true
 	}
+	var errs []error
 	for consumer := range allocations {
 		t.mu.Lock()
 		_, here := t.instances[consumer]
@@ -255,20 +247,24 @@ func (t *Tracker) dropDeadAllocations(ctx context.Context, migrations []*object.
 		if here || moving[consumer] {
 			continue
 		}
-		ctx := reqctx.WithField(ctx, "instance", consumer)
-		dead, err := t.isDead(ctx, consumer)
-		if err != nil {
-			return err
-		}
-		if !dead {
-			reqctx.Log(ctx).Debug("allocation of an instance that is not here is left to its owner")
-			continue
-		}
-		if err := t.deps.Placement.EmptyAllocation(ctx, consumer); err != nil {
-			return fmt.Errorf("remove the allocation of deleted instance %s: %w", consumer, err)
-		}
-		reqctx.Log(ctx).Warning("removed the allocation of a deleted instance")
+		errs = append(errs, t.dropDeadAllocation(reqctx.WithField(ctx, "instance", consumer), consumer))
 	}
+	return errors.Join(errs...)
+}
+
+func (t *Tracker) dropDeadAllocation(ctx context.Context, consumer string) error {
+	dead, err := t.isDead(ctx, consumer)
+	if err != nil {
+		return err
+	}
+	if !dead {
+		reqctx.Log(ctx).Debug("allocation of an instance that is not here is left to its owner")
+		return nil
+	}
+	if err := t.deps.Placement.EmptyAllocation(ctx, consumer); err != nil {
+		return fmt.Errorf("remove the allocation of deleted instance %s: %w", consumer, err)
+	}
+	reqctx.Log(ctx).Warning("removed the allocation of a deleted instance")
 	return nil
 }
 

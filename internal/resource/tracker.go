@@ -60,6 +60,7 @@ type Tracker struct {
 	deps Deps
 
 	provider provider
+	auditing turn // admits one audit at a time
 
 	mu           sync.Mutex // guards the fields below
 	node         *object.ComputeNode
@@ -75,6 +76,15 @@ type Tracker struct {
 	flushing     bool // a save is under way
 	dirty        bool // something changed since that save began
 	next         int  // of NextInstance
+	// since is what changed while an audit reads the control plane's lists, which may be
+	// older; nil: none is under way.
+	since *changesSince
+}
+
+// changesSince are the changes that an audit must not undo.
+type changesSince struct {
+	instances map[string]*usage // by UUID; nil: the instance went away
+	enabled   bool              // SetEnabled was called
 }
 
 // New returns a tracker. Start must succeed before the others are called.
@@ -127,8 +137,8 @@ func (t *Tracker) createNode(ctx context.Context, id string, serviceID int) (*ob
 	t.mu.Unlock()
 	if err := t.deps.Conductor.CreateComputeNode(ctx, node); err != nil {
 		if exception.Is(err, "DuplicateRecord") {
-			return nil, fmt.Errorf("create compute node: host %s and node %s exist under another UUID; is another agent running as this host? %w",
-				t.opts.Host, t.opts.NodeName, err)
+			return nil, fmt.Errorf("%w: host %s and node %s have a record under another UUID; is another agent running as this host? %w",
+				ErrIdentity, t.opts.Host, t.opts.NodeName, err)
 		}
 		return nil, fmt.Errorf("create compute node: %w", err)
 	}
@@ -229,77 +239,6 @@ func (t *Tracker) hvSpecs() []*object.HVSpec {
 	return specs
 }
 
-// Audit computes the usage from scratch and brings node and provider up to date
-// (nova/compute/resource_tracker.py:update_available_resource).
-func (t *Tracker) Audit(ctx context.Context) error {
-	if err := t.measure(ctx); err != nil {
-		return err
-	}
-	t.mu.Lock()
-	node := t.nodeName
-	t.mu.Unlock()
-	instances, err := t.deps.Conductor.InstancesByHostAndNode(ctx, t.opts.Host, node, "flavor", "migration_context")
-	if err != nil {
-		return fmt.Errorf("list the node's instances: %w", err)
-	}
-	migrations, err := t.deps.Conductor.MigrationsInProgressAndError(ctx, t.opts.Host, node)
-	if err != nil {
-		return fmt.Errorf("list the node's migrations: %w", err)
-	}
-	service, err := t.deps.Conductor.ServiceByComputeHost(ctx, t.opts.Host)
-	if err != nil {
-		return fmt.Errorf("look up the service record: %w", err)
-	}
-	found := make(map[string]usage, len(instances))
-	for _, inst := range instances {
-		if !removed(inst) {
-			found[inst.UUID] = usageOf(inst, inst.Flavor)
-		}
-	}
-	t.mu.Lock()
-	t.instances = found
-	t.migrating = t.migrationUsage(migrations, instances)
-	t.disabled = service != nil && service.Disabled
-	t.mu.Unlock()
-
-	if t.deps.Release.PlacementBeforeNode {
-		if err := t.syncProvider(ctx); err != nil {
-			return err
-		}
-	}
-	if err := t.flush(ctx); err != nil {
-		return err
-	}
-	if !t.deps.Release.PlacementBeforeNode {
-		if err := t.syncProvider(ctx); err != nil {
-			return err
-		}
-	}
-	return t.dropDeadAllocations(ctx, migrations)
-}
-
-// migrationUsage counts moves that take resources of this node besides the instances that
-// are on it: an incoming one before the instance arrives, an outgoing one until
-// it is confirmed.
-func (t *Tracker) migrationUsage(migrations []*object.Migration, instances []*object.Instance) map[string]usage {
-	here := map[string]*object.Instance{}
-	for _, inst := range instances {
-		here[inst.UUID] = inst
-	}
-	out := map[string]usage{}
-	for _, m := range migrations {
-		inst := here[m.InstanceUUID]
-		if inst == nil {
-			continue // counted once the instance is here; Placement holds the claim meanwhile
-		}
-		f := inst.NewFlavor
-		if m.SourceCompute == t.opts.Host && m.DestCompute == t.opts.Host && f != nil {
-			out[m.UUID] = usageOf(inst, f)
-		}
-	}
-	return out
-}
-
 // Claim counts an instance that is about to be built here. Placement has admitted it; what
 // is refused here is what could never run (nova/compute/claims.py).
 func (t *Tracker) Claim(ctx context.Context, inst *object.Instance) error {
@@ -309,6 +248,9 @@ func (t *Tracker) Claim(ctx context.Context, inst *object.Instance) error {
 	fits := u.memoryMB <= memory && u.vcpus <= cpus
 	if fits {
 		t.instances[inst.UUID] = u
+		if t.since != nil {
+			t.since.instances[inst.UUID] = &u
+		}
 	}
 	t.mu.Unlock()
 	if !fits {
@@ -323,6 +265,9 @@ func (t *Tracker) Forget(ctx context.Context, uuid string) {
 	t.mu.Lock()
 	_, known := t.instances[uuid]
 	delete(t.instances, uuid)
+	if t.since != nil {
+		t.since.instances[uuid] = nil
+	}
 	t.mu.Unlock()
 	if !known {
 		return
@@ -361,6 +306,13 @@ func (t *Tracker) NoOwnership() map[string]any {
 	return map[string]any{"host": nil, "launched_on": nil, "node": nil, "compute_id": nil}
 }
 
+// ProviderUUID returns the UUID of the host's resource provider.
+func (t *Tracker) ProviderUUID() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.node.UUID
+}
+
 // Instances returns the UUIDs of the instances on this host, sorted.
 func (t *Tracker) Instances() []string {
 	t.mu.Lock()
@@ -393,7 +345,7 @@ func (t *Tracker) flush(ctx context.Context) error {
 	for {
 		t.dirty = false
 		t.fill(t.node)
-		fields := nodeFields(t.node)
+		fields := t.nodeFields()
 		changes := changed(t.saved, fields)
 		node := &object.ComputeNode{Header: t.node.Clone(), ID: t.node.ID, UUID: t.node.UUID}
 		t.mu.Unlock()
@@ -427,9 +379,12 @@ func changed(saved, fields map[string]any) map[string]any {
 	return changes
 }
 
-// nodeFields are the stored fields of a node, in comparable form.
-func nodeFields(n *object.ComputeNode) map[string]any {
-	return map[string]any{
+// nodeFields are the stored fields of the node, in comparable form: what fill computes and
+// the ratios that the operator has set, which weighers read here
+// (nova/compute/resource_tracker.py:_copy_resources). t.mu is held.
+func (t *Tracker) nodeFields() map[string]any {
+	n := t.node
+	fields := map[string]any{
 		"vcpus": n.VCPUs, "memory_mb": n.MemoryMB, "local_gb": n.LocalGB,
 		"vcpus_used": n.VCPUsUsed, "memory_mb_used": n.MemoryMBUsed, "local_gb_used": n.LocalGBUsed,
 		"free_ram_mb": n.FreeRAMMB, "free_disk_gb": n.FreeDiskGB, "disk_available_least": *n.DiskAvailableLeast,
@@ -438,4 +393,12 @@ func nodeFields(n *object.ComputeNode) map[string]any {
 		"host_ip": n.HostIP, "metrics": n.Metrics, "stats": maps.Clone(n.Stats),
 		"numa_topology": nil, "supported_hv_specs": n.SupportedHVSpecs, "pci_device_pools": n.PCIDevicePools,
 	}
+	for name, ratio := range map[string]*float64{
+		"cpu_allocation_ratio": t.opts.CPURatio, "ram_allocation_ratio": t.opts.RAMRatio, "disk_allocation_ratio": t.opts.DiskRatio,
+	} {
+		if ratio != nil && *ratio > 0 {
+			fields[name] = *ratio
+		}
+	}
+	return fields
 }

@@ -42,8 +42,16 @@ var workloadTasks = []string{
 	object.TaskStateImageBackup, object.TaskStateRescuing, object.TaskStateUnshelving,
 }
 
-// idleTasks do not count as workload (nova/compute/stats.py:calculate_workload).
-var idleTasks = []string{object.TaskStateNone, object.TaskStateDeleting}
+// resizeTasks are the tasks of a resize between its claim and its end
+// (nova/compute/resource_tracker.py:_instance_in_resize_state).
+var resizeTasks = []string{
+	object.TaskStateResizePrep, object.TaskStateResizeMigrating, object.TaskStateResizeMigrated, object.TaskStateResizeFinish,
+}
+
+// resizing tells that an instance may hold resources of two flavors.
+func resizing(inst *object.Instance) bool {
+	return inst.VMState == object.VMStateResized || slices.Contains(resizeTasks, inst.TaskState)
+}
 
 // stats makes ComputeNode.stats, which scheduler filters and weighers read
 // (nova/compute/stats.py). Python prints None where there is no value.
@@ -62,10 +70,11 @@ func stats(usages map[string]usage, failedBuilds int, uptime string) (out map[st
 		counts["num_proj_"+none(u.project)]++
 		if u.vmState == object.VMStateBuilding {
 			counts["io_workload"]++
-		} else if slices.Contains(workloadTasks, u.taskState) {
+		}
+		if slices.Contains(workloadTasks, u.taskState) {
 			counts["io_workload"]++
 		}
-		if !slices.Contains(idleTasks, u.taskState) {
+		if u.taskState != object.TaskStateNone {
 			workload++
 		}
 	}

@@ -1,0 +1,419 @@
+package compute
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
+)
+
+// trail is what was done on the host, in order.
+type trail struct {
+	mu    sync.Mutex // guards the fields below
+	lines []string
+	fails map[string][]error // by "step" or "step subject"
+	waits map[string]chan struct{}
+}
+
+func newTrail() *trail { return &trail{fails: map[string][]error{}, waits: map[string]chan struct{}{}} }
+
+// do notes a step and returns the failure that a test has put there; a step that is to
+// block waits for its channel or the context.
+func (t *trail) do(ctx context.Context, step, subject string) error {
+	t.mu.Lock()
+	t.lines = append(t.lines, step+" "+subject)
+	wait := t.waits[step]
+	var err error
+	for _, key := range []string{step, step + " " + subject} {
+		if errs := t.fails[key]; len(errs) > 0 {
+			err, t.fails[key] = errs[0], errs[1:]
+		}
+	}
+	t.mu.Unlock()
+	if wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func (t *trail) fail(key string, errs ...error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fails[key] = errs
+}
+
+// block makes a step wait until the returned function is called.
+func (t *trail) block(step string) (release func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	wait := make(chan struct{})
+	t.waits[step] = wait
+	return sync.OnceFunc(func() { close(wait) })
+}
+
+func (t *trail) has(line string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Contains(t.lines, line)
+}
+
+func (t *trail) all() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.lines)
+}
+
+func (t *trail) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = nil
+}
+
+// fakeRoots is a storage.Backend that keeps names only.
+type fakeRoots struct {
+	*trail
+
+	mu    sync.Mutex // guards roots
+	roots map[string]storage.Root
+}
+
+var _ storage.Backend = (*fakeRoots)(nil)
+
+func (r *fakeRoots) Name() string { return "fake" }
+
+func (r *fakeRoots) Create(ctx context.Context, root storage.Root) error {
+	if err := r.do(ctx, "root.create", root.InstanceID); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.roots[root.InstanceID] = root
+	return nil
+}
+
+func (r *fakeRoots) Mount(ctx context.Context, root storage.Root) (string, error) {
+	return "/roots/" + root.InstanceID, r.do(ctx, "root.mount", root.InstanceID)
+}
+
+func (r *fakeRoots) Unmount(ctx context.Context, uuid string) error {
+	return r.do(ctx, "root.unmount", uuid)
+}
+
+func (r *fakeRoots) Delete(ctx context.Context, uuid string) error {
+	if err := r.do(ctx, "root.delete", uuid); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.roots, uuid)
+	return nil
+}
+
+func (r *fakeRoots) List(context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.roots)), nil
+}
+
+func (r *fakeRoots) Usage(context.Context) (storage.Usage, error) {
+	return storage.Usage{Total: 100 << 30, Free: 60 << 30}, nil
+}
+
+func (r *fakeRoots) root(uuid string) (storage.Root, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	root, ok := r.roots[uuid]
+	return root, ok
+}
+
+// fakePlugger keeps the ports that are plugged.
+type fakePlugger struct {
+	*trail
+
+	mu    sync.Mutex // guards ports
+	ports map[string]vif.VIF
+}
+
+var _ vif.Plugger = (*fakePlugger)(nil)
+
+func (p *fakePlugger) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
+	if err := p.do(ctx, "plug", v.PortID); err != nil {
+		return vif.Link{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ports[v.PortID] = v
+	return vif.Link{Host: v.Devname, Peer: vif.PeerName(v.PortID), MAC: v.MAC, MTU: v.MTU}, nil
+}
+
+func (p *fakePlugger) Unplug(ctx context.Context, v vif.VIF) error {
+	if err := p.do(ctx, "unplug", v.PortID); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.ports, v.PortID)
+	return nil
+}
+
+func (p *fakePlugger) plugged() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.ports))
+}
+
+// Ids of the bodies that internal/openstack/neutron/testdata holds.
+const (
+	networkID = "4ab93dae-e490-4db0-aa3f-de588958b0a5"
+	projectID = "42569041dd9442508ba2dfda9c351d5c"
+)
+
+// fakeNeutron is a Neutron with one network, whose answers are the recorded ones.
+type fakeNeutron struct {
+	tb    testing.TB
+	trail *trail
+
+	mu     sync.Mutex // guards the fields below
+	ports  map[string]map[string]any
+	order  []string
+	bind   string // vif_type of ports that are bound
+	status string // of ports that are bound
+	down   bool
+}
+
+func newFakeNeutron(tb testing.TB, t *trail) *fakeNeutron {
+	return &fakeNeutron{tb: tb, trail: t, ports: map[string]map[string]any{}, bind: "bridge", status: "DOWN"}
+}
+
+func (f *fakeNeutron) recorded(name string) string {
+	raw, err := os.ReadFile(filepath.Join("..", "openstack", "neutron", "testdata", "zed", name+".json"))
+	if err != nil {
+		f.tb.Error(err)
+	}
+	return string(raw)
+}
+
+// addPort makes a port as a user does before a boot.
+func (f *fakeNeutron) addPort(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.store(id, map[string]any{"device_id": "", "device_owner": "", "binding:host_id": "", "binding:vif_type": "unbound", "tenant_id": projectID})
+}
+
+// store makes a port of the recorded one. f.mu is held.
+func (f *fakeNeutron) store(id string, changes map[string]any) map[string]any {
+	var body struct{ Port map[string]any }
+	if err := json.Unmarshal([]byte(f.recorded("port-bound")), &body); err != nil {
+		f.tb.Error(err)
+	}
+	body.Port["id"] = id
+	body.Port["mac_address"] = fmt.Sprintf("fa:16:3e:00:00:%02x", len(f.order)+1)
+	body.Port["fixed_ips"] = []any{map[string]any{"subnet_id": "d58621a1-562b-4752-922d-9e32bf56d555", "ip_address": fmt.Sprintf("10.77.0.%d", 100+len(f.order))}}
+	maps.Copy(body.Port, changes)
+	f.ports[id] = body.Port
+	f.order = append(f.order, id)
+	return body.Port
+}
+
+// set changes what the next bindings come to.
+func (f *fakeNeutron) set(bind, status string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bind, f.status = bind, status
+}
+
+func (f *fakeNeutron) setDown(down bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down = down
+}
+
+// state tells whose each port is, as "id=device".
+func (f *fakeNeutron) state() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := []string{}
+	for _, id := range slices.Sorted(maps.Keys(f.ports)) {
+		out = append(out, fmt.Sprintf("%s=%v@%v", id, f.ports[id]["device_id"], f.ports[id]["binding:host_id"]))
+	}
+	return out
+}
+
+func (f *fakeNeutron) remove(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.ports, id)
+}
+
+// ServeHTTP implements http.Handler below /v2.0.
+func (f *fakeNeutron) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	status, body := http.StatusServiceUnavailable, ""
+	if !f.down {
+		status, body = f.answer(r)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, body)
+}
+
+func (f *fakeNeutron) answer(r *http.Request) (int, string) {
+	query := r.URL.Query()
+	id := strings.TrimPrefix(r.URL.Path, "/ports/")
+	if r.Method != http.MethodGet {
+		if err := f.trail.do(r.Context(), r.Method, r.URL.Path); err != nil {
+			return http.StatusConflict, `{"NeutronError": {"type": "Conflict", "message": "` + err.Error() + `", "detail": ""}}`
+		}
+	}
+	switch {
+	case r.Method == http.MethodPost && r.URL.Path == "/ports":
+		id = fmt.Sprintf("port-%d", len(f.order)+1)
+		return http.StatusCreated, f.encode(f.change(r, f.store(id, map[string]any{"binding:host_id": "", "binding:vif_type": "unbound"})))
+	case r.Method == http.MethodPut:
+		if f.ports[id] == nil {
+			return http.StatusNotFound, f.recorded("port-404")
+		}
+		return http.StatusOK, f.encode(f.change(r, f.ports[id]))
+	case r.Method == http.MethodDelete:
+		delete(f.ports, id)
+		return http.StatusNoContent, ""
+	case r.URL.Path == "/ports" && query.Has("device_owner"):
+		return http.StatusOK, f.recorded("dhcp-ports")
+	case r.URL.Path == "/ports":
+		return http.StatusOK, f.list(query["device_id"], query["id"])
+	case r.URL.Path == "/networks" && slices.Contains(query["fields"], "segments"):
+		return http.StatusOK, f.recorded("networks-provider")
+	case r.URL.Path == "/networks":
+		return http.StatusOK, f.recorded("networks-user")
+	case r.URL.Path == "/extensions", r.URL.Path == "/subnets", r.URL.Path == "/security-groups":
+		return http.StatusOK, f.recorded(strings.TrimPrefix(r.URL.Path, "/"))
+	}
+	return http.StatusNotFound, f.recorded("floatingips-404")
+}
+
+// change applies the body of a request, and binds a port that is given a host. f.mu is held.
+func (f *fakeNeutron) change(r *http.Request, port map[string]any) map[string]any {
+	var body struct{ Port map[string]any }
+	_ = json.NewDecoder(r.Body).Decode(&body) // our own client's body
+	maps.Copy(port, body.Port)
+	switch host, given := body.Port["binding:host_id"]; {
+	case given && host == nil:
+		port["binding:host_id"], port["binding:vif_type"] = "", "unbound"
+	case given:
+		port["binding:vif_type"], port["status"] = f.bind, f.status
+	}
+	return port
+}
+
+func (f *fakeNeutron) encode(port map[string]any) string {
+	raw, _ := json.Marshal(map[string]any{"port": port})
+	return string(raw)
+}
+
+func (f *fakeNeutron) list(devices, ids []string) string {
+	found := []any{}
+	for _, id := range f.order {
+		p := f.ports[id]
+		if p == nil {
+			continue
+		}
+		device, _ := p["device_id"].(string)
+		if len(devices) > 0 && !slices.Contains(devices, device) || len(ids) > 0 && !slices.Contains(ids, id) {
+			continue
+		}
+		found = append(found, p)
+	}
+	raw, _ := json.Marshal(map[string]any{"ports": found})
+	return string(raw)
+}
+
+// fakeGlance serves one image.
+type fakeGlance struct {
+	trail *trail
+	data  []byte
+
+	mu     sync.Mutex // guards status
+	status int
+}
+
+func (g *fakeGlance) setStatus(status int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status = status
+}
+
+// ServeHTTP implements http.Handler below /v2.
+func (g *fakeGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.mu.Lock()
+	status := g.status
+	g.mu.Unlock()
+	if err := g.trail.do(r.Context(), "glance "+r.Method, r.URL.Path); err != nil {
+		status = http.StatusInternalServerError
+	}
+	if r.Method == http.MethodDelete {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.WriteHeader(status)
+	if status == http.StatusOK {
+		_, _ = w.Write(g.data)
+	}
+}
+
+// fakeSender keeps the notifications as "PRIORITY event_type".
+type fakeSender struct {
+	on bool
+
+	mu     sync.Mutex // guards events
+	events []string
+}
+
+func (s *fakeSender) Notify(_ context.Context, _ []string, priority, _, eventType string, payload any) error {
+	if _, err := json.Marshal(payload); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, priority+" "+eventType)
+	return nil
+}
+
+func (s *fakeSender) Enabled() bool { return s.on }
+
+func (s *fakeSender) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events)
+}
+
+var errBoom = errors.New("boom")
+
+func requireLines(t testing.TB, want string, got []string) {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(want) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	require.Equal(t, lines, got)
+}

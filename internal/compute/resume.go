@@ -1,0 +1,146 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
+)
+
+// maxResumes bounds how often a build is taken up again: one that ends the agent each
+// time must not do so for ever.
+const maxResumes = 3
+
+// errInterrupted ends a build that was interrupted too often.
+var errInterrupted = errors.New("the agent was stopped again and again while it built this server")
+
+// resumeBuilds takes up the builds that an earlier process accepted and did not end.
+// Call it once, before messages are consumed. It returns their instances.
+func (m *Manager) resumeBuilds(ctx context.Context) (map[string]bool, error) {
+	entries, err := state.List[journalEntry](m.DB, journalBucket)
+	if err != nil {
+		return nil, err
+	}
+	resumed := make(map[string]bool, len(entries))
+	for uuid, entry := range entries {
+		ctx := reqctx.WithField(reqctx.With(ctx, reqctx.FromMap(entry.Context)), "instance", uuid)
+		r, err := decodeBuildRequest(entry.Args)
+		if err != nil {
+			reqctx.Log(ctx).WithError(err).Error("build in the journal is not readable; the instance is settled as any other")
+			if err := state.Delete(m.DB, journalBucket, uuid); err != nil {
+				reqctx.Log(ctx).WithError(err).Error("build not removed from the journal")
+			}
+			continue
+		}
+		resumed[uuid] = true
+		r.resumed, r.handedBack = true, entry.HandedBack
+		if entry.Resumed++; entry.Resumed > maxResumes {
+			r.refused = abortBecause(uuid, errInterrupted)
+		}
+		reqctx.Log(ctx).WithField("accepted", entry.Accepted).Warning("resuming a build that the agent's last stop interrupted")
+		m.startBuild(ctx, r, entry)
+	}
+	return resumed, nil
+}
+
+// resumable finds out how far an earlier process came with a build, and whether it is to
+// be built from its beginning; if so, nothing of the earlier attempt is left. The
+// caller holds the instance's lock.
+func (m *Manager) resumable(ctx context.Context, r *buildRequest) (bool, error) {
+	uuid := r.Instance.UUID
+	admin := adminContext(ctx)
+	var inst *object.Instance
+	err := m.store(admin, func(ctx context.Context) (err error) {
+		inst, err = m.Conductor.InstanceByUUID(ctx, uuid, "info_cache", "metadata", "system_metadata", "flavor")
+		return err
+	})
+	log := reqctx.Log(ctx)
+	switch {
+	case exception.Is(err, "InstanceNotFound"):
+		log.Info("the instance of an interrupted build was deleted")
+		m.releaseNetwork(ctx, r)
+		m.Tracker.Forget(ctx, uuid)
+		return false, errors.Join(m.removeFromHost(ctx, uuid), m.releaseAllocation(ctx, uuid))
+	case err != nil:
+		return false, fmt.Errorf("look up the instance of an interrupted build: %w", err)
+	case inst.Host != "" && inst.Host != m.opts.Host:
+		log.WithField("host", inst.Host).Info("the instance of an interrupted build is on another host")
+		return false, m.removeFromHost(ctx, uuid)
+	case inst.TaskState == object.TaskStateDeleting:
+		log.Info("completing the deletion of an instance whose build was interrupted")
+		return false, m.deleteInstance(ctx, inst, r.ownPorts())
+	case inst.VMState != object.VMStateBuilding:
+		return false, m.settleBuilt(ctx, inst)
+	case r.handedBack && inst.Host == "":
+		return false, m.failHandedBack(ctx, inst)
+	}
+	if err := m.removeFromHost(ctx, uuid); err != nil {
+		return false, fmt.Errorf("remove the interrupted build from the host: %w", err)
+	}
+	m.resetNetwork(ctx, r)
+	return true, nil
+}
+
+// settleBuilt deals with a build that had ended, well or not, when the agent stopped.
+func (m *Manager) settleBuilt(ctx context.Context, inst *object.Instance) error {
+	if inst.Host == m.opts.Host {
+		return m.settleInstance(adminContext(ctx), inst)
+	}
+	return errors.Join(m.removeFromHost(ctx, inst.UUID), m.releaseAllocation(ctx, inst.UUID))
+}
+
+// failHandedBack ends a build that was on its way back to the conductor. Whether it
+// arrived nobody knows; to send it twice could build the server twice. If it did arrive,
+// the next host finds an instance without a task, and builds it.
+func (m *Manager) failHandedBack(ctx context.Context, inst *object.Instance) error {
+	m.recordFault(ctx, inst, exception.BuildAbort(inst.UUID, "the agent was stopped while it handed the build to another host"))
+	err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil},
+		conductor.ExpectTask(object.TaskStateScheduling))
+	if exception.Is(err, "UnexpectedTaskStateError") || exception.Is(err, "InstanceNotFound") {
+		err = nil // it is another's now
+	}
+	return errors.Join(err, m.removeFromHost(ctx, inst.UUID))
+}
+
+// failLostBuilds puts instances into ERROR that the scheduler sent here and that never
+// arrived: they hold resources of this host, are being built, and are on no host
+// (nova/compute/manager.py:_error_out_instances_whose_build_was_interrupted). One whose
+// message is still on its way is built all the same when it arrives.
+func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) error {
+	held, _, err := m.Placement.ProviderAllocations(ctx, m.Tracker.ProviderUUID())
+	if err != nil {
+		return err
+	}
+	var lost []string
+	for uuid := range held {
+		if !known[uuid] && !m.inflight.has(uuid) {
+			lost = append(lost, uuid)
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	instances, err := m.Conductor.InstancesByFilters(ctx, map[string]any{"vm_state": object.VMStateBuilding, "uuid": lost})
+	if err != nil {
+		return err
+	}
+	for _, inst := range instances {
+		if inst.Host != "" || m.inflight.has(inst.UUID) {
+			continue
+		}
+		ctx := reqctx.WithField(ctx, "instance", inst.UUID)
+		err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil},
+			conductor.ExpectTask(object.TaskStateScheduling))
+		if err != nil {
+			reqctx.Log(ctx).WithError(err).Info("instance whose build never arrived left as it is")
+			continue
+		}
+		reqctx.Log(ctx).Warning("put an instance into error whose build never arrived here")
+	}
+	return nil
+}

@@ -1,0 +1,276 @@
+package novatest
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+)
+
+var null = json.RawMessage("null")
+
+// handlers are the object methods that the conductor knows. c.mu is held.
+var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, error){
+	"Instance.get_by_uuid":                          getInstance,
+	"Instance.save":                                 saveInstance,
+	"Instance.destroy":                              destroyInstance,
+	"InstanceList.get_by_host":                      instancesByHost,
+	"InstanceList.get_by_host_and_node":             instancesByHost,
+	"InstanceList.get_by_filters":                   instancesByFilters,
+	"InstanceInfoCache.get_by_instance_uuid":        getCache,
+	"InstanceInfoCache.save":                        saveCache,
+	"InstanceActionEvent.event_start":               nothing,
+	"InstanceActionEvent.event_finish_with_failure": nothing,
+	"InstanceAction.action_start":                   nothing,
+	"InstanceFault.create":                          createFault,
+	"VirtualInterface.create":                       createVIF,
+	"VirtualInterface.delete_by_instance_uuid":      deleteVIFs,
+	"BlockDeviceMapping.save":                       saved,
+	"BlockDeviceMappingList.get_by_instance_uuid":   noBDMs,
+	"ComputeNode.get_by_uuid":                       getNode,
+	"ComputeNodeList.get_all_by_host":               nodesByHost,
+	"ComputeNode.create":                            createNode,
+	"ComputeNode.save":                              saveNode,
+	"Service.get_by_host_and_binary":                getService,
+	"Service.get_by_compute_host":                   getComputeService,
+	"Service.create":                                createService,
+	"Service.save":                                  saveService,
+	"MigrationList.get_in_progress_and_error":       migrationsInProgress,
+	"Migration.save":                                saved,
+}
+
+func nothing(*Conductor, *request) (json.RawMessage, error) { return null, nil }
+
+// saved answers a remote method of an object with updates.
+func saved(_ *Conductor, in *request) (json.RawMessage, error) {
+	return updates(in.changed()), nil
+}
+
+func updates(fields Fields) json.RawMessage {
+	out := maps.Clone(fields)
+	out["obj_what_changed"] = Raw([]string{})
+	return Raw([]any{out, nil})
+}
+
+func getInstance(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := in.arg(0, "uuid")
+	row, ok := c.instances[uuid]
+	if !ok || string(row["deleted"]) == "true" && in.readDeleted != "yes" {
+		return nil, Failure("InstanceNotFound")
+	}
+	return c.instance(uuid, in.Kwargs["expected_attrs"]), nil
+}
+
+func saveInstance(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := text(in.Object.Data["uuid"])
+	row, ok := c.instances[uuid]
+	if !ok || string(row["deleted"]) == "true" {
+		return nil, Failure("InstanceNotFound")
+	}
+	if !expected(in.Kwargs["expected_task_state"], row["task_state"]) {
+		if text(row["task_state"]) == "deleting" {
+			return nil, Failure("UnexpectedDeletingTaskStateError")
+		}
+		return nil, Failure("UnexpectedTaskStateError")
+	}
+	if !expected(in.Kwargs["expected_vm_state"], row["vm_state"]) {
+		return nil, Failure("InstanceUpdateConflict")
+	}
+	changes := in.changed()
+	maps.Copy(row, changes)
+	return updates(changes), nil
+}
+
+// expected checks a condition of a save: a state or a list of states; absent is no condition.
+func expected(condition, actual json.RawMessage) bool {
+	if condition == nil || string(condition) == "null" {
+		return true
+	}
+	var states []json.RawMessage
+	if json.Unmarshal(condition, &states) != nil {
+		states = []json.RawMessage{condition}
+	}
+	if actual == nil {
+		actual = null
+	}
+	return slices.ContainsFunc(states, func(s json.RawMessage) bool { return string(s) == string(actual) })
+}
+
+func destroyInstance(c *Conductor, in *request) (json.RawMessage, error) {
+	row, ok := c.instances[text(in.Object.Data["uuid"])]
+	if !ok || string(row["deleted"]) == "true" {
+		return nil, Failure("InstanceNotFound")
+	}
+	if in.Object.Data["host"] == nil || string(in.Object.Data["host"]) == "null" {
+		return nil, Failure("ObjectActionError")
+	}
+	uuid := text(row["uuid"])
+	row["deleted"] = Raw(true)
+	delete(c.caches, uuid)
+	maps.DeleteFunc(c.vifs, func(_, of string) bool { return of == uuid })
+	return updates(Fields{"deleted": Raw(true)}), nil
+}
+
+func instancesByHost(c *Conductor, in *request) (json.RawMessage, error) {
+	host := in.arg(0, "host")
+	return c.instancesWhere(in.Kwargs["expected_attrs"], func(row Fields) bool { return text(row["host"]) == host }), nil
+}
+
+func instancesByFilters(c *Conductor, in *request) (json.RawMessage, error) {
+	var filters map[string]json.RawMessage
+	if err := json.Unmarshal(in.Args[0], &filters); err != nil {
+		return nil, err
+	}
+	return c.instancesWhere(in.Kwargs["expected_attrs"], func(row Fields) bool {
+		for name, want := range filters {
+			if !expected(want, row[name]) && (string(want) != "null" || show(row[name]) != "-") {
+				return false
+			}
+		}
+		return true
+	}), nil
+}
+
+func getCache(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := in.arg(0, "instance_uuid")
+	if _, ok := c.caches[uuid]; !ok {
+		return nil, Failure("InstanceInfoCacheNotFound")
+	}
+	return c.cache(uuid), nil
+}
+
+func saveCache(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := text(in.Object.Data["instance_uuid"])
+	if _, ok := c.caches[uuid]; !ok {
+		return nil, Failure("InstanceInfoCacheNotFound")
+	}
+	c.caches[uuid] = text(in.Object.Data["network_info"])
+	return updates(in.changed()), nil
+}
+
+func createFault(c *Conductor, in *request) (json.RawMessage, error) {
+	c.faults = append(c.faults, in.Object.Data)
+	return updates(Fields{"id": Raw(1)}), nil
+}
+
+func createVIF(c *Conductor, in *request) (json.RawMessage, error) {
+	address := text(in.Object.Data["address"])
+	if _, ok := c.vifs[address]; ok {
+		return nil, Failure("VirtualInterfaceCreateException") // the column is unique
+	}
+	c.vifs[address] = text(in.Object.Data["instance_uuid"])
+	return updates(Fields{"id": Raw(1)}), nil
+}
+
+func deleteVIFs(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := in.arg(0, "instance_uuid")
+	maps.DeleteFunc(c.vifs, func(_, of string) bool { return of == uuid })
+	return null, nil
+}
+
+func noBDMs(*Conductor, *request) (json.RawMessage, error) {
+	return list("BlockDeviceMappingList", nil), nil
+}
+
+func getNode(c *Conductor, in *request) (json.RawMessage, error) {
+	node, ok := c.nodes[in.arg(0, "uuid")]
+	if !ok || string(node["deleted"]) == "true" && in.readDeleted != "yes" {
+		return nil, Failure("ComputeHostNotFound")
+	}
+	return Object("ComputeNode", node), nil
+}
+
+func nodesByHost(c *Conductor, in *request) (json.RawMessage, error) {
+	host := in.arg(0, "host")
+	var found []json.RawMessage
+	for _, uuid := range slices.Sorted(maps.Keys(c.nodes)) {
+		if node := c.nodes[uuid]; text(node["host"]) == host && string(node["deleted"]) != "true" {
+			found = append(found, Object("ComputeNode", node))
+		}
+	}
+	if len(found) == 0 {
+		return nil, Failure("ComputeHostNotFound")
+	}
+	return list("ComputeNodeList", found), nil
+}
+
+func createNode(c *Conductor, in *request) (json.RawMessage, error) {
+	uuid := text(in.Object.Data["uuid"])
+	for other, node := range c.nodes {
+		if other != uuid && text(node["host"]) == text(in.Object.Data["host"]) &&
+			text(node["hypervisor_hostname"]) == text(in.Object.Data["hypervisor_hostname"]) {
+			return nil, Failure("DuplicateRecord")
+		}
+	}
+	node := maps.Clone(in.Object.Data)
+	node["id"] = Raw(c.nextID)
+	c.nextID++
+	c.nodes[uuid] = node
+	return updates(Fields{"id": node["id"]}), nil
+}
+
+func saveNode(c *Conductor, in *request) (json.RawMessage, error) {
+	node, ok := c.nodes[text(in.Object.Data["uuid"])]
+	if !ok {
+		return nil, Failure("ComputeHostNotFound")
+	}
+	if string(in.Object.Data["cpu_info"]) == "null" {
+		return nil, errors.New("the column cpu_info refuses null")
+	}
+	changes := in.changed()
+	maps.Copy(node, changes)
+	return updates(changes), nil
+}
+
+func (c *Conductor) service(host string) Fields {
+	for _, s := range c.services {
+		if text(s["host"]) == host {
+			return s
+		}
+	}
+	return nil
+}
+
+func getService(c *Conductor, in *request) (json.RawMessage, error) {
+	if s := c.service(in.arg(0, "host")); s != nil {
+		return Object("Service", s), nil
+	}
+	return null, nil
+}
+
+func getComputeService(c *Conductor, in *request) (json.RawMessage, error) {
+	if s := c.service(in.arg(0, "host")); s != nil {
+		return Object("Service", s), nil
+	}
+	return nil, Failure("ComputeHostNotFound")
+}
+
+func createService(c *Conductor, in *request) (json.RawMessage, error) {
+	if c.service(text(in.Object.Data["host"])) != nil {
+		return nil, Failure("ServiceBinaryExists")
+	}
+	s := maps.Clone(in.Object.Data)
+	s["id"] = Raw(c.nextID)
+	c.nextID++
+	c.services = append(c.services, s)
+	return updates(Fields{"id": s["id"]}), nil
+}
+
+func saveService(c *Conductor, in *request) (json.RawMessage, error) {
+	for _, s := range c.services {
+		if string(s["id"]) == string(in.Object.Data["id"]) {
+			changes := in.changed()
+			maps.Copy(s, changes)
+			return updates(changes), nil
+		}
+	}
+	return nil, Failure("ServiceNotFound")
+}
+
+func migrationsInProgress(c *Conductor, _ *request) (json.RawMessage, error) {
+	var found []json.RawMessage
+	for _, m := range c.migrations {
+		found = append(found, Object("Migration", m))
+	}
+	return list("MigrationList", found), nil
+}
