@@ -106,6 +106,9 @@ func (b bench) measure(ctx context.Context, s subject, boots int) (figures, erro
 
 // timeToUp starts the subject and waits for its first report.
 func (b bench) timeToUp(ctx context.Context, s subject) (time.Duration, error) {
+	if err := sleep(ctx, 2*time.Second); err != nil { // for the last report of the process before to be in the database
+		return 0, err
+	}
 	before, err := b.Reports(ctx, s.host())
 	if err != nil {
 		return 0, err

@@ -47,8 +47,9 @@ def trace(connection, path):
         record = {"t": time.time(), "exchange": headers.get("exchange_name"), "key": keys[0]}
         if isinstance(body, dict):
             args = body.get("args") or {}
-            record.update(method=body.get("method"), msg_id=body.get("_msg_id"),
-                          objname=args.get("objname"), objmethod=args.get("objmethod"),
+            instance = args.get("objinst")  # of an object's own method; a class method names the class
+            name = instance.get("nova_object.name") if isinstance(instance, dict) else args.get("objname")
+            record.update(method=body.get("method"), msg_id=body.get("_msg_id"), objname=name, objmethod=args.get("objmethod"),
                           event_type=body.get("event_type"), publisher=body.get("publisher_id"))
         out.write(json.dumps(record) + "\n")
 
