@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,8 +37,8 @@ func transcript(t testing.TB, name string, lanes map[string][]string) {
 		}
 	}
 	if *update {
-		require.NoError(t, os.MkdirAll("testdata", 0o755))                  //nolint:gosec // part of the sources
-		require.NoError(t, os.WriteFile(path, []byte(got.String()), 0o644)) //nolint:gosec // as above
+		require.NoError(t, os.MkdirAll("testdata", 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(got.String()), 0o644))
 	}
 	want, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -117,9 +118,7 @@ func requested(networks ...map[string]any) any {
 	var objects []any
 	for _, n := range networks {
 		data := map[string]any{"network_id": nil, "address": nil, "port_id": nil, "pci_request_id": nil, "tag": nil, "arq_uuid": nil, "device_profile": nil}
-		for key, value := range n {
-			data[key] = value
-		}
+		maps.Copy(data, n)
 		objects = append(objects, map[string]any{
 			"nova_object.name": "NetworkRequest", "nova_object.namespace": "nova", "nova_object.version": "1.3", "nova_object.data": data,
 		})

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"encoding/json"
+	"maps"
 	"sync"
 	"testing"
 	"time"
@@ -107,9 +108,7 @@ func TestUnreadableEvents(t *testing.T) {
 		"null instance": {"instances": json.RawMessage("[null]")}, "null event": {"events": json.RawMessage("[null]")},
 	} {
 		args := rpc.Args{"instances": good["instances"], "events": good["events"]}
-		for key, value := range change {
-			args[key] = value
-		}
+		maps.Copy(args, change)
 		_, err := w.call(t.Context(), "external_instance_event", args)
 		require.Error(t, err, name)
 	}

@@ -137,13 +137,6 @@ func (r *fakeRoots) Usage(context.Context) (storage.Usage, error) {
 	return storage.Usage{Total: 100 << 30, Free: 60 << 30}, nil
 }
 
-func (r *fakeRoots) root(uuid string) (storage.Root, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	root, ok := r.roots[uuid]
-	return root, ok
-}
-
 // fakePlugger keeps the ports that are plugged.
 type fakePlugger struct {
 	*trail

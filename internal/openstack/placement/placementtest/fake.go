@@ -4,7 +4,6 @@ package placementtest
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -224,7 +223,7 @@ func (f *Fake) setInventories(r *http.Request) (int, any) {
 	}
 	for class, inv := range in.Inventories {
 		if inv.Total < 1 || inv.Reserved > inv.Total || inv.Reserved < 0 {
-			return fault(http.StatusBadRequest, "placement.undefined_code", fmt.Sprintf("invalid inventory for %s", class))
+			return fault(http.StatusBadRequest, "placement.undefined_code", "invalid inventory for "+class)
 		}
 	}
 	p.Inventories = in.Inventories
