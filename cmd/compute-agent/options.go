@@ -120,6 +120,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		UpdateResourcesInterval: d.UpdateResourcesInterval, SyncPowerStateInterval: d.SyncPowerStateInterval,
 		HealInfoCacheInterval: offWhenZero(valueOr(d.HealInstanceInfoCacheInterval, r.HealInterval)),
 		SchedulerSyncInterval: d.SchedulerInstanceSyncInterval, RunningDeletedInterval: d.RunningDeletedInstancePollInterval,
+		InstanceBuildTimeout: d.InstanceBuildTimeout, ReclaimInstanceInterval: d.ReclaimInstanceInterval,
 		RunningDeletedAction: d.RunningDeletedInstanceAction, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
 		TrackInstanceChanges: c.FilterScheduler.TrackInstanceChanges, ResumeGuestsOnHostBoot: d.ResumeGuestsStateOnHostBoot,
 		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
