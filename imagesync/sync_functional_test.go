@@ -18,19 +18,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Real images; other places by COMPUTE_AGENT_TEST_IMAGES.
+// Real images, in the directory that COMPUTE_AGENT_TEST_IMAGES names.
 var (
-	imageDir     = imagesFrom(os.Getenv("COMPUTE_AGENT_TEST_IMAGES"))
+	imageDir     = os.Getenv("COMPUTE_AGENT_TEST_IMAGES")
 	debianImage  = filepath.Join(imageDir, "debian-12-rootfs.tar.xz")
 	busyboxImage = filepath.Join(imageDir, "busybox-rootfs.tar.gz")
 )
-
-func imagesFrom(dir string) string {
-	if dir == "" {
-		return "/var/lib/lab/zed/var/lib/lab/images"
-	}
-	return dir
-}
 
 func need(t testing.TB, ok bool, what string) {
 	t.Helper()

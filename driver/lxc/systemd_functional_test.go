@@ -16,21 +16,20 @@ import (
 	"github.com/compute-agent/compute-agent/driver/drivertest"
 )
 
-// debianRootFS names a Debian 12 root file system with systemd, a tar archive.
+// testImages names the directory with the images of the functional tests.
 const (
-	debianRootFS    = "COMPUTE_AGENT_DEBIAN_ROOTFS"
-	debianDefault   = "/var/lib/lab/cache/debian-12-rootfs.tar.xz"
+	testImages      = "COMPUTE_AGENT_TEST_IMAGES"
 	systemdBoot     = 90 * time.Second
 	systemdShutdown = 60 * time.Second
 )
 
 func TestFunctionalSystemd(t *testing.T) {
-	archive := os.Getenv(debianRootFS)
-	if archive == "" {
-		archive = debianDefault
-	}
+	archive := filepath.Join(os.Getenv(testImages), "debian-12-rootfs.tar.xz")
 	if _, err := os.Stat(archive); err != nil {
-		t.Skipf("needs a Debian root file system in %s", debianRootFS)
+		if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
+			t.Fatalf("needs a Debian root file system in the directory that %s names: %v", testImages, err)
+		}
+		t.Skipf("needs a Debian root file system in the directory that %s names", testImages)
 	}
 	d := newDriver(t, func(o *Options) { o.ConsoleSize = 1 << 20 })
 	spec, rootfs := newSpec(t)

@@ -22,7 +22,7 @@ func brokerURL() string {
 	if u := os.Getenv("AMQP_TEST_URL"); u != "" {
 		return u
 	}
-	return "rabbit://openstack:labpass@127.0.0.1:5672/"
+	return "rabbit://guest:guest@127.0.0.1:5672/"
 }
 
 // labOptions gives options for the test broker; without one the test fails if

@@ -27,7 +27,7 @@ func labClient(t *testing.T) *Client {
 	t.Helper()
 	url := os.Getenv("AMQP_TEST_URL")
 	if url == "" {
-		url = "rabbit://openstack:labpass@127.0.0.1:5672/"
+		url = "rabbit://guest:guest@127.0.0.1:5672/"
 	}
 	o, err := rabbit.ParseURL(url)
 	require.NoError(t, err)
@@ -412,7 +412,7 @@ func TestLabTaskLog(t *testing.T) {
 
 // BenchmarkLabServiceByHost measures a call through the broker, the conductor and the database.
 func BenchmarkLabServiceByHost(b *testing.B) {
-	o, err := rabbit.ParseURL("rabbit://openstack:labpass@127.0.0.1:5672/")
+	o, err := rabbit.ParseURL("rabbit://guest:guest@127.0.0.1:5672/")
 	require.NoError(b, err)
 	transport, err := rabbit.Dial(b.Context(), o)
 	require.NoError(b, err)
