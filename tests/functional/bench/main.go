@@ -47,7 +47,9 @@ func run(ctx context.Context) (err error) {
 		}
 	}()
 	b := bench{Lab: l}
-	ours, err := b.measure(ctx, agentSubject{l}, *boots)
+	agent, peer := agentSubject{l}, peerSubject{l}
+	// Both under the same load of the machine: they take turns.
+	results, err := b.latencies(ctx, *boots, agent, peer)
 	if err != nil {
 		return err
 	}
@@ -55,16 +57,22 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// Each alone, so that what is seen on the bus is its own.
+	if err := peer.stop(ctx); err != nil {
+		return err
+	}
+	if err := b.messages(ctx, agent, &results[0]); err != nil {
+		return err
+	}
 	crowd, err := b.crowd(ctx, *guests)
 	if err != nil {
 		return err
 	}
-	if err := l.StopAgent(ctx); err != nil {
+	if err := errors.Join(agent.stop(ctx), peer.start(ctx)); err != nil {
 		return err
 	}
-	peer, err := b.measure(ctx, peerSubject{l}, *boots)
-	if err != nil {
+	if err := b.messages(ctx, peer, &results[1]); err != nil {
 		return err
 	}
-	return printTable(os.Stdout, ours, peer, split, crowd)
+	return printTable(os.Stdout, results[0], results[1], split, crowd)
 }

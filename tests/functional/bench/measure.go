@@ -56,52 +56,62 @@ const idleFor = 70 * time.Second // every periodic task of a minute runs at leas
 
 type bench struct{ *lab.Lab }
 
-// measure runs one subject alone, so that what is seen on the bus is its own.
-func (b bench) measure(ctx context.Context, s subject, boots int) (figures, error) {
-	f := figures{name: s.name()}
-	b.Plane.Say("%s: start", f.name)
-	if err := s.start(ctx); err != nil { // the first start registers the host, and is not the usual one
-		return f, err
-	}
-	if err := s.stop(ctx); err != nil {
-		return f, err
-	}
-	var err error
-	if f.up, err = b.timeToUp(ctx, s); err != nil {
-		return f, err
-	}
-	if err := s.start(ctx); err != nil { // nothing to start any more, but to wait for the scheduler
-		return f, err
-	}
-	b.Plane.Say("%s: %d servers, one after the other", f.name, boots)
-	if _, _, err := b.bootAndDelete(ctx, s.host()); err != nil { // the image comes to the host
-		return f, err
-	}
-	for range boots {
-		active, gone, err := b.bootAndDelete(ctx, s.host())
-		if err != nil {
-			return f, err
+// latencies starts the subjects and boots servers on one after the other.
+func (b bench) latencies(ctx context.Context, boots int, subjects ...subject) ([]figures, error) {
+	results := make([]figures, len(subjects))
+	for i, s := range subjects {
+		b.Plane.Say("%s: start", s.name())
+		f := &results[i]
+		f.name = s.name()
+		if err := s.start(ctx); err != nil { // the first start registers the host, and is not the usual one
+			return nil, err
 		}
-		f.active, f.gone = append(f.active, active), append(f.gone, gone)
+		if err := s.stop(ctx); err != nil {
+			return nil, err
+		}
+		var err error
+		if f.up, err = b.timeToUp(ctx, s); err != nil {
+			return nil, err
+		}
+		if err := s.start(ctx); err != nil { // nothing to start any more, but to wait for the scheduler
+			return nil, err
+		}
+		if f.residentKB, err = agent.ResidentKB(s.pid()); err != nil {
+			return nil, err
+		}
+		if _, _, err := b.bootAndDelete(ctx, s.host()); err != nil { // the image comes to the host
+			return nil, err
+		}
 	}
-	if f.residentKB, err = agent.ResidentKB(s.pid()); err != nil {
-		return f, err
+	b.Plane.Say("%d servers on each, one after the other", boots)
+	for range boots {
+		for i, s := range subjects {
+			active, gone, err := b.bootAndDelete(ctx, s.host())
+			if err != nil {
+				return nil, err
+			}
+			results[i].active, results[i].gone = append(results[i].active, active), append(results[i].gone, gone)
+		}
 	}
+	return results, nil
+}
+
+// messages counts the calls to the conductor while one subject runs.
+func (b bench) messages(ctx context.Context, s subject, f *figures) error {
 	b.Plane.Say("%s: messages", f.name)
 	var id string
+	var err error
 	if f.bootCalls, err = b.conductorCalls(ctx, func() error {
 		id, _, err = b.boot(ctx, s.host())
 		return err
 	}); err != nil {
-		return f, err
+		return err
 	}
 	if f.deleteCalls, err = b.conductorCalls(ctx, func() error { return b.remove(ctx, id) }); err != nil {
-		return f, err
+		return err
 	}
-	if f.idleCalls, err = b.conductorCalls(ctx, func() error { return sleep(ctx, idleFor) }); err != nil {
-		return f, err
-	}
-	return f, nil
+	f.idleCalls, err = b.conductorCalls(ctx, func() error { return sleep(ctx, idleFor) })
+	return err
 }
 
 // timeToUp starts the subject and waits for its first report.

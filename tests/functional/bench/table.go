@@ -75,6 +75,7 @@ func printTable(out io.Writer, ours, peer figures, split map[string]time.Duratio
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	fmt.Fprintln(out, "\nThe fake driver starts nothing and does not wait for its port to be wired; a build's wait_plug_ms is that wait.")
 	for _, f := range []figures{ours, peer} {
 		fmt.Fprintf(out, "\n%s: what a boot asks of the conductor\n", f.name)
 		for _, call := range slices.Sorted(maps.Keys(f.bootCalls)) {

@@ -109,7 +109,8 @@ func (l *Lab) StartAgent(ctx context.Context) error {
 	go func() {
 		select {
 		case <-l.Agent.Ended(): // nil, so never, for an agent of another process
-			fail(errors.New("the agent has ended"))
+			text, _, _ := l.Agent.Log(0) // what it wrote is all that can be told
+			fail(fmt.Errorf("the agent has ended: %s", text[max(0, len(text)-500):]))
 		case <-ctx.Done():
 		}
 	}()
