@@ -45,7 +45,7 @@ func newCA(t testing.TB) *testCA {
 	return ca
 }
 
-// issue writes <name>.crt and <name>.key for a DNS name.
+// issue writes <name>.crt and <name>.key for a DNS name, into a directory of the test.
 func (ca *testCA) issue(t testing.TB, name string) (certFile, keyFile string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -59,7 +59,8 @@ func (ca *testCA) issue(t testing.TB, name string) (certFile, keyFile string) {
 	require.NoError(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	require.NoError(t, err)
-	certFile, keyFile = filepath.Join(ca.dir, name+".crt"), filepath.Join(ca.dir, name+".key")
+	dir := t.TempDir() // parallel tests issue the same name
+	certFile, keyFile = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
 	writePEM(t, certFile, "CERTIFICATE", der)
 	writePEM(t, keyFile, "PRIVATE KEY", private)
 	return certFile, keyFile
