@@ -285,7 +285,6 @@ type LXC struct {
 	InstancesDir             string
 	ImageDir                 string
 	ConsoleDir               string
-	LogDir                   string
 	StorageBackend           string   // overlay or dir
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
@@ -294,8 +293,6 @@ type LXC struct {
 	AllowPrivileged          bool
 	DefaultPidsLimit         int   // 0 is no limit
 	ConsoleLogSize           int64 // bytes
-	StartTimeout             time.Duration
-	KillTimeout              time.Duration
 	MaxImageEntries          int
 	MaxImageSizeGB           int
 	ImageUnpackTimeout       time.Duration
@@ -304,7 +301,6 @@ type LXC struct {
 	AppArmor                 string // auto, off, or a profile's name
 	SeccompProfile           string // "" is the built-in one
 	MetricsListen            string // host:port; "" is off
-	EventsDebounce           time.Duration
 }
 
 // MKS is section [mks].

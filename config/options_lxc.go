@@ -29,15 +29,13 @@ func (r *registry) lxc() {
 	lxcImages(s, x)
 	s.pattern(&x.MetricsListen, "metrics_listen", kindListen, "", "Address on which metrics are served over HTTP; unset is off."+
 		" There is no authentication: use a loopback or management address.", checkListen)
-	s.fraction(&x.EventsDebounce, "events_debounce", "0.2", "Time that a change of a container's state must last before Nova is told.").atLeast(0).atMost(60)
 }
 
 func lxcDirectories(s *section, x *LXC) {
 	s.path(&x.StateDir, "state_dir", "$state_path/compute-agent", "Directory of the agent's records; everything below follows unless it is set.")
 	s.path(&x.InstancesDir, "instances_dir", "$state_dir/instances", "Directory of root disks and containers; its file system's size is the host's disk.")
 	s.path(&x.ImageDir, "image_dir", "$state_dir/images", "Directory of the image store.")
-	s.path(&x.ConsoleDir, "console_dir", "$state_dir/consoles", "Directory of console logs.")
-	s.path(&x.LogDir, "log_dir", "/var/log/compute-agent", "Directory of liblxc's log of each container.")
+	s.path(&x.ConsoleDir, "console_dir", "$state_dir/consoles", "Directory of the containers' console logs and of what liblxc logs of them.")
 }
 
 func lxcContainers(s *section, x *LXC) {
@@ -53,8 +51,6 @@ func lxcContainers(s *section, x *LXC) {
 		" The flavor must ask for it too.")
 	s.integer(&x.DefaultPidsLimit, "default_pids_limit", 10000, "Processes of an instance unless its flavor says otherwise; 0 is no limit.").atLeast(0)
 	s.bytes(&x.ConsoleLogSize, "console_log_size", 1<<20, "Size of an instance's console log; the oldest part goes first.").atLeast(4096).atMost(1 << 30)
-	s.seconds(&x.StartTimeout, "start_timeout", 60, "Time for a container to start before the start counts as failed.").atLeast(1)
-	s.seconds(&x.KillTimeout, "kill_timeout", 30, "Time for a killed container's processes to go away before the operation fails.").atLeast(1)
 	s.enum(&x.LXCFS, "lxcfs", "auto", "Whether guests see their own limits in /proc through lxcfs: auto if it runs on the host, on to require it.", "auto", "on", "off")
 	s.text(&x.AppArmor, "apparmor", "auto", "AppArmor profile of containers: auto has liblxc generate one where the host can, off goes"+
 		" without, anything else is a profile's name.")

@@ -64,7 +64,6 @@ func (c *Config) Summarize(files []string) (Summary, error) {
 			{"instances", c.LXC.InstancesDir},
 			{"images", c.LXC.ImageDir},
 			{"consoles", c.LXC.ConsoleDir},
-			{"container logs", c.LXC.LogDir},
 		},
 		Storage:  c.LXC.StorageBackend,
 		Consoles: c.consoles(),

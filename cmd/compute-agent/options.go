@@ -41,9 +41,13 @@ func rabbitOptions(c *config.Config, url config.Secret) (rabbit.Options, error) 
 }
 
 func driverOptions(c *config.Config) lxc.Options {
+	profile := c.LXC.AppArmor
+	if profile == "off" {
+		profile = lxc.ModeUnconfined
+	}
 	return lxc.Options{
 		StateDir: c.LXC.StateDir, LogDir: c.LXC.ConsoleDir, ConsoleSize: c.LXC.ConsoleLogSize,
-		AppArmor: c.LXC.AppArmor, SeccompProfile: c.LXC.SeccompProfile, LXCFS: c.LXC.LXCFS,
+		AppArmor: profile, SeccompProfile: c.LXC.SeccompProfile, LXCFS: c.LXC.LXCFS,
 		AllowPrivileged: c.LXC.AllowPrivileged,
 	}
 }
