@@ -21,6 +21,9 @@ type Lab struct {
 	Plane *controlplane.Plane
 	Agent *agent.Agent
 
+	// AgentOptions go at the end of the agent's configuration file, sections and all.
+	AgentOptions string
+
 	// What Up finds in the control plane: a session of the administrator, and ids.
 	Admin           *cloud.Client
 	Busybox, Debian string // images
@@ -95,7 +98,7 @@ func (l *Lab) find(ctx context.Context) error {
 // StartAgent starts the agent, which Build has made, unless it runs, and waits until the scheduler may choose its host.
 func (l *Lab) StartAgent(ctx context.Context) error {
 	if l.Agent.PID() == 0 {
-		if err := l.Agent.Configure(l.Plane.AgentConfig(l.Agent.Dir)); err != nil {
+		if err := l.Agent.Configure(l.Plane.AgentConfig(l.Agent.Dir) + l.AgentOptions); err != nil {
 			return err
 		}
 		if err := l.Agent.Start(); err != nil {
