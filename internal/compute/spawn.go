@@ -122,6 +122,11 @@ func (s *spawn) awaitPlugged(ctx context.Context) error {
 	defer stopwatch.Wait(ctx, stopwatch.Plug)()
 	deadline, cancel := context.WithTimeout(ctx, s.m.opts.VIFPluggingTimeout)
 	defer cancel()
+	watched, stop := context.WithCancel(deadline)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { s.watchPorts(watched, expected) })
+	defer watcher.Wait()
+	defer stop()
 	for _, e := range expected {
 		status, err := e.wait(deadline)
 		if ctx.Err() != nil {
@@ -140,6 +145,36 @@ func (s *spawn) awaitPlugged(ctx context.Context) error {
 		reqctx.Log(ctx).WithField("port_id", e.key.tag).Warning(what + "; going on because vif_plugging_is_fatal is false")
 	}
 	return nil
+}
+
+// portPollInterval is how often a port is looked at whose event does not come. An event comes
+// within a second or two; only one that was lost on its way leads here.
+const portPollInterval = 10 * time.Second
+
+// watchPorts stands in for events that get lost between Neutron and nova's API: the port's
+// own state is what they tell of. It returns when ctx ends.
+func (s *spawn) watchPorts(ctx context.Context, expected []*expectation) {
+	tick := time.NewTicker(portPollInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, e := range expected {
+			log := reqctx.Log(ctx).WithField("port_id", e.key.tag)
+			port, err := s.m.Neutron.Port(ctx, e.key.tag)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				log.WithError(err).Warning("port not looked at while waiting for it to be plugged")
+			case port.Status == "ACTIVE" && s.m.waiters.deliver(s.inst.UUID, eventVIFPlugged, e.key.tag, "completed"):
+				log.Warning("port is up although no network-vif-plugged event arrived")
+			}
+		}
+	}
 }
 
 // storeNetworkInfo records the ports with the control plane: a VirtualInterface row
