@@ -67,7 +67,7 @@ functional-linuxbridge:
 	$(FUNCTIONAL) -v -timeout 40m ./tests/functional
 
 functional-ovs:
-	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot|Delete)' ./tests/functional
+	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot)' ./tests/functional
 
 bench: prerequisites ## start, boot and delete, messages and memory, beside the distribution's nova-compute
 	go run ./tests/functional/bench
