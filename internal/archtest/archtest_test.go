@@ -27,7 +27,6 @@ var allowed = []struct {
 	// Leaves.
 	{"config", nil},
 	{"internal/reqctx", nil},
-	{"internal/undo", nil},
 	{"internal/keylock", nil},
 	{"internal/metrics", nil},
 	{"internal/hostinfo", nil},
@@ -52,7 +51,7 @@ var allowed = []struct {
 const leaves = "leaves"
 
 var leafPackages = []string{
-	"internal/reqctx", "internal/undo", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/stopwatch",
+	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/stopwatch",
 }
 
 // fences map a library to the only trees that may import it.

@@ -63,9 +63,6 @@ func Fields(ctx context.Context) map[string]any {
 	return nil
 }
 
-// Elapsed is the time since the watch started.
-func (w *Watch) Elapsed() time.Duration { return time.Since(w.start) }
-
 // Fields gives log fields in milliseconds: elapsed_ms, own_ms (covered by no wait)
 // and wait_<kind>_ms for every kind that occurred.
 func (w *Watch) Fields() map[string]any {
