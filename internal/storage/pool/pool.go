@@ -11,6 +11,7 @@ package pool
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -175,14 +176,11 @@ func (p *Pool) Discard(instanceID string) error {
 	return err
 }
 
+// trash moves a directory into the trash by one rename: what is made there first could be removed by Run before it is filled.
 func (p *Pool) trash(dir string) error {
-	target, err := os.MkdirTemp(p.path(trashDir), "")
-	if err != nil {
-		return err
-	}
-	err = os.Rename(dir, filepath.Join(target, "root"))
-	if errors.Is(err, os.ErrNotExist) {
-		return os.Remove(target)
+	err := os.Rename(dir, p.path(trashDir, rand.Text()))
+	if _, statErr := os.Lstat(dir); errors.Is(err, os.ErrNotExist) && errors.Is(statErr, os.ErrNotExist) {
+		return nil
 	}
 	return err
 }

@@ -3,8 +3,10 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -137,4 +139,33 @@ func TestOpenRefuses(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
 	_, err := Open(filepath.Join(dir, "private", "roots"), nothingMounted)
 	require.ErrorContains(t, err, "private has mode 0700")
+}
+
+// Discard once lost its directory in the trash to Run, which took it for an old one, and a delete failed.
+func TestDiscardBesideRun(t *testing.T) {
+	t.Parallel()
+	p := openPool(t, filepath.Join(passable(t), "roots"))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var work sync.WaitGroup
+	work.Go(func() {
+		for ctx.Err() == nil {
+			require.NoError(t, p.empty(ctx))
+		}
+	})
+	for i := range 8 {
+		work.Go(func() {
+			id := fmt.Sprint("instance-", i)
+			for range 100 {
+				require.NoError(t, p.Add(disk(id), writeFile))
+				require.NoError(t, p.Discard(id))
+				require.NoDirExists(t, p.Path(id))
+				require.NoError(t, p.Discard(id))
+			}
+			if i == 0 {
+				stop()
+			}
+		})
+	}
+	work.Wait()
 }
