@@ -16,7 +16,7 @@ import (
 func TestBootBusybox(t *testing.T) {
 	before := snapshot(t)
 	server := boot(t, cloud.NewServer{})
-	require.Equal(t, shared.Plane.Host, server.Host)
+	require.Equal(t, shared.Host, server.Host)
 	require.Equal(t, "active", server.VMState)
 	require.Equal(t, 1, server.PowerState)
 	answers(t, server)

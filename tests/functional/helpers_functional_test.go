@@ -53,7 +53,7 @@ func create(t *testing.T, want cloud.NewServer) string {
 	if want.Networks == nil {
 		want.Networks = cloud.OnNetwork(shared.Network)
 	}
-	want.AvailabilityZone = "nova:" + shared.Plane.Host // there may be a peer
+	want.AvailabilityZone = "nova:" + shared.Host // there may be a peer
 	id, err := shared.Admin.CreateServer(within(t, time.Minute), want)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -168,7 +168,7 @@ func nothingLeft(t *testing.T, before host.Snapshot) {
 func noAllocations(t *testing.T, id string) {
 	t.Helper()
 	ctx := within(t, 20*time.Second)
-	provider, _, err := shared.Admin.Provider(ctx, shared.Plane.Host)
+	provider, _, err := shared.Admin.Provider(ctx, shared.Host)
 	require.NoError(t, err)
 	err = cloud.Poll(ctx, 300*time.Millisecond, "allocations to go", func() (bool, error) {
 		allocations, err := shared.Admin.Allocations(ctx, provider)
@@ -184,7 +184,7 @@ func startAgent(t *testing.T) {
 	require.NoError(t, shared.Agent.Start())
 	reports := reportCount(t)
 	eventually(t, 30*time.Second, "the agent to report", func(ctx context.Context) (bool, error) {
-		return reportCount(t) > reports, shared.Plane.WaitCompute(ctx, shared.Plane.Host)
+		return reportCount(t) > reports, shared.Plane.WaitCompute(ctx, shared.Host)
 	})
 }
 

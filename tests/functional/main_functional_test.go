@@ -13,7 +13,10 @@ import (
 	"github.com/compute-agent/compute-agent/tests/functional/lab"
 )
 
-var netFlag = flag.String("net", "", "linuxbridge or ovs; default what the control plane was last")
+var (
+	netFlag  = flag.String("net", "", "linuxbridge or ovs; default what the control plane was last")
+	hostFlag = flag.String("host", "", "host that the agent under test runs as, besides others in a shared control plane; default this machine's name")
+)
 
 // shared is what the tests share. A test that ends the agent starts it again.
 var shared *lab.Lab
@@ -52,10 +55,15 @@ func setUp(ctx context.Context) error {
 	if shared, err = lab.New(*netFlag, "agent-under-test"); err != nil {
 		return err
 	}
-	if err := shared.Agent.Build(ctx); err != nil {
+	if err := shared.UpForTests(ctx); err != nil {
 		return err
 	}
-	if err := shared.UpForTests(ctx); err != nil {
+	if *hostFlag != "" {
+		if err := shared.Join(ctx, *hostFlag); err != nil {
+			return err
+		}
+	}
+	if err := shared.Agent.Build(ctx); err != nil {
 		return err
 	}
 	return shared.StartAgent(ctx)

@@ -19,7 +19,7 @@ func TestPortsAreBoundHere(t *testing.T) {
 	ports, err := shared.Admin.Ports(within(t, 10*time.Second), "device_id="+server.ID)
 	require.NoError(t, err)
 	require.Len(t, ports, 1)
-	require.Equal(t, shared.Plane.Host, ports[0].HostID)
+	require.Equal(t, shared.Host, ports[0].HostID)
 	want := map[string]string{controlplane.LinuxBridge: "bridge", controlplane.OVS: "ovs"}
 	require.Equal(t, want[shared.Plane.Net], ports[0].VIFType)
 	eventually(t, 20*time.Second, "port ACTIVE", func(ctx context.Context) (bool, error) {

@@ -15,7 +15,7 @@ import (
 // TestEveryMethodAnswers calls all methods that the control plane may send. Without arguments each must fail at once, whether the
 // agent does what it is for or refuses it; a caller that waits out its timeout would hold up the API.
 func TestEveryMethodAnswers(t *testing.T) {
-	answers, err := shared.Plane.CallEveryMethod(within(t, 5*time.Minute), shared.Plane.Host, 10*time.Second)
+	answers, err := shared.Plane.CallEveryMethod(within(t, 5*time.Minute), shared.Host, 10*time.Second)
 	require.NoError(t, err)
 	require.Greater(t, len(answers), 60, "nova's client knows more methods")
 	slowest := 0.0
@@ -52,7 +52,7 @@ func TestMalformedMessagesChangeNothing(t *testing.T) {
 		`{"oslo.version": "2.0", "oslo.message": "{\"method\": \"stop_instance\", \"version\": \"99.0\", \"args\": {}}"}`,
 		`{"oslo.version": "2.0", "oslo.message": "{\"method\": \"get_console_output\", \"_reply_q\": \"nowhere\", \"_msg_id\": \"1\"}"}`,
 	} {
-		require.NoError(t, shared.Plane.Publish(within(t, 20*time.Second), "nova", "compute."+shared.Plane.Host, body))
+		require.NoError(t, shared.Plane.Publish(within(t, 20*time.Second), "nova", "compute."+shared.Host, body))
 	}
 	_, err := shared.Admin.ConsoleLog(within(t, 10*time.Second), server.ID, 0)
 	require.NoError(t, err)

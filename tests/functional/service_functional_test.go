@@ -21,7 +21,7 @@ import (
 // reportCount is how often the service has reported.
 func reportCount(t *testing.T) int {
 	t.Helper()
-	count, err := shared.Reports(within(t, 10*time.Second), shared.Plane.Host)
+	count, err := shared.Reports(within(t, 10*time.Second), shared.Host)
 	require.NoError(t, err)
 	return count
 }
@@ -33,7 +33,7 @@ func TestServiceStopsAndStarts(t *testing.T) {
 	took := eventually(t, 30*time.Second, "service up", func(ctx context.Context) (bool, error) {
 		services, err := shared.Admin.ComputeServices(ctx, "nova-compute")
 		for _, s := range services {
-			if s.Host == shared.Plane.Host {
+			if s.Host == shared.Host {
 				return s.State == "up" && reportCount(t) > before, err
 			}
 		}
@@ -53,11 +53,11 @@ func TestHypervisorFiguresAreTheMachines(t *testing.T) {
 	hypervisors, err := shared.Admin.Hypervisors(ctx)
 	require.NoError(t, err)
 	for i := range hypervisors {
-		if hypervisors[i].Service.Host == shared.Plane.Host {
+		if hypervisors[i].Service.Host == shared.Host {
 			found = &hypervisors[i]
 		}
 	}
-	require.NotNil(t, found, "no hypervisor on %s", shared.Plane.Host)
+	require.NotNil(t, found, "no hypervisor on %s", shared.Host)
 	memory := memoryMB(t)
 	disk := diskGB(t, shared.Agent.StateDir())
 	require.Equal(t, "up", found.State)

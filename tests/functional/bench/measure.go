@@ -26,7 +26,7 @@ type subject interface {
 type agentSubject struct{ *lab.Lab }
 
 func (s agentSubject) name() string                    { return "compute-agent" }
-func (s agentSubject) host() string                    { return s.Plane.Host }
+func (s agentSubject) host() string                    { return s.Host }
 func (s agentSubject) start(ctx context.Context) error { return s.StartAgent(ctx) }
 func (s agentSubject) launch() error                   { return s.Agent.Start() }
 func (s agentSubject) stop(ctx context.Context) error  { return s.StopAgent(ctx) }
@@ -213,7 +213,7 @@ func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
 	began := time.Now()
 	_, err := b.Admin.CreateServer(ctx, cloud.NewServer{
 		Name: name, Image: b.Busybox, Flavor: b.Nano, Networks: cloud.OnNetwork(b.Network),
-		AvailabilityZone: "nova:" + b.Plane.Host, MinCount: guests, MaxCount: guests,
+		AvailabilityZone: "nova:" + b.Host, MinCount: guests, MaxCount: guests,
 	})
 	if err != nil {
 		return c, err

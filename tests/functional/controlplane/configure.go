@@ -5,7 +5,6 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"strings"
 	"text/template"
 )
@@ -104,52 +103,4 @@ func (p *Plane) configure(ctx context.Context) error {
 	}
 	_, err = p.Run(ctx, "root", "chmod", "1777", "/tmp")
 	return err
-}
-
-// AgentConfig is the configuration of a compute agent on this host, in the form of nova.conf. The agent keeps everything below dir.
-func (p *Plane) AgentConfig(dir string) string {
-	vif := ""
-	if p.Net == OVS {
-		vif = "\n[os_vif_ovs]\novsdb_connection = tcp:127.0.0.1:6640\n"
-	}
-	return fmt.Sprintf(`[DEFAULT]
-host = %s
-my_ip = 127.0.0.1
-transport_url = %s
-state_path = %s
-# The servers of a lab idle: many go on one CPU.
-cpu_allocation_ratio = 64.0
-
-[glance]
-%s
-
-[placement]
-%s
-
-[neutron]
-%s
-
-[service_user]
-send_service_user_token = true
-%s
-
-[oslo_messaging_notifications]
-driver = messagingv2
-
-[notifications]
-notification_format = both
-notify_on_state_change = vm_and_task_state
-
-[vnc]
-enabled = false
-
-[serial_console]
-enabled = true
-base_url = ws://127.0.0.1:6083/
-proxyclient_address = 127.0.0.1
-
-[lxc]
-log_dir = %s
-%s`, p.Host, TransportURL(), filepath.Join(dir, "state"),
-		authSection("glance"), authSection("placement"), authSection("neutron"), authSection("nova"), filepath.Join(dir, "lxc-log"), vif)
 }

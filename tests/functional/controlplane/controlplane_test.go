@@ -81,7 +81,8 @@ func TestAgentConfigKeepsToItsDirectory(t *testing.T) {
 	t.Parallel()
 	p, err := New(Options{Base: "/base", Net: OVS, Out: io.Discard})
 	require.NoError(t, err)
-	text := p.AgentConfig("/base/agent")
+	text, err := p.AgentConfig(p.Host, "/base/agent")
+	require.NoError(t, err)
 	require.Contains(t, text, "state_path = /base/agent/state\n")
 	require.Contains(t, text, "ovsdb_connection = tcp:127.0.0.1:6640\n")
 }

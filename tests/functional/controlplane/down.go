@@ -22,11 +22,10 @@ func (p *Plane) Down(ctx context.Context) error {
 	p.Say("stopping the control plane")
 	var firewall error
 	if p.mark("up") != "" && p.mark("packages") != "" {
+		agents, err := p.l2Services()
+		agents = append(agents, "peer", "peer-l2", "neutron-l2-agent", "neutron-dhcp-agent", "neutron-metadata-agent")
 		// The agents go first, so that none puts back what is taken away.
-		firewall = errors.Join(
-			p.stopServices(ctx, 5*time.Second, "peer", "peer-l2", "neutron-l2-agent", "neutron-dhcp-agent", "neutron-metadata-agent"),
-			p.cleanFirewall(ctx),
-		)
+		firewall = errors.Join(err, p.stopServices(ctx, 5*time.Second, agents...), p.cleanFirewall(ctx))
 	}
 	files, err := filepath.Glob(p.pidFile("*"))
 	if err != nil {
@@ -50,6 +49,7 @@ func (p *Plane) Down(ctx context.Context) error {
 		p.unmount(),
 		p.unmountNetns(),
 		os.RemoveAll(p.path("run")),
+		p.forgetHosts(),
 		os.RemoveAll(p.path("marks", "up")),
 	)
 }
@@ -84,7 +84,7 @@ var changedSettings = []string{
 }
 
 // ownLinks are the names of links that the control plane and an agent's servers make.
-var ownLinks = regexp.MustCompile(`^(brq[0-9a-f-]{11}|(tap|qbr|qvo|qvb)[0-9a-f-]{11}|br-int|br-phys|ovs-netdev|labphys[01]|(int|phy)-br-phys)$`)
+var ownLinks = regexp.MustCompile(`^(brq[0-9a-f-]{11}|(tap|qbr|qvo|qvb)[0-9a-f-]{11}|br-int(-\w+)?|br-phys|br-phy-\w+|ovs-netdev|labphys[01]|(int|phy)-br-phy.*)$`)
 
 func (p *Plane) observeHost(ctx context.Context) (hostRecord, error) {
 	record := hostRecord{Tables: p.tables(ctx), Sysctl: map[string]string{}}

@@ -20,6 +20,7 @@ import (
 type Lab struct {
 	Plane *controlplane.Plane
 	Agent *agent.Agent
+	Host  string // that the agent runs as
 
 	// AgentOptions go at the end of the agent's configuration file, sections and all.
 	AgentOptions string
@@ -38,7 +39,24 @@ func New(net, agentName string) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Lab{Plane: plane, Agent: agent.New(filepath.Join(plane.Base, agentName))}, nil
+	return &Lab{Plane: plane, Agent: agent.New(filepath.Join(plane.Base, agentName)), Host: plane.Host}, nil
+}
+
+// Join makes the lab's agent one of another host, so that it does not get in the way of the agents that a shared control plane has. It is for
+// a lab whose agent does not run yet.
+func (l *Lab) Join(ctx context.Context, hostname string) error {
+	l.Host = hostname
+	l.Agent = agent.New(filepath.Join(l.Plane.Base, filepath.Base(l.Agent.Dir)+"-"+hostname))
+	return l.Plane.AddHost(ctx, hostname)
+}
+
+// Neighbour is the lab as seen from another host of the same control plane, with an agent of its own, which does not run yet.
+func (l *Lab) Neighbour(ctx context.Context, hostname string) (*Lab, error) {
+	other := *l
+	other.Agent = agent.New(filepath.Join(l.Plane.Base, filepath.Base(l.Agent.Dir)+"-"+hostname))
+	other.Agent.Binary = l.Agent.Binary
+	other.Host = hostname
+	return &other, l.Plane.AddHost(ctx, hostname)
 }
 
 // Up brings up the control plane, installing it first when needed, and finds what is in it.
@@ -98,7 +116,11 @@ func (l *Lab) find(ctx context.Context) error {
 // StartAgent starts the agent, which Build has made, unless it runs, and waits until the scheduler may choose its host.
 func (l *Lab) StartAgent(ctx context.Context) error {
 	if l.Agent.PID() == 0 {
-		if err := l.Agent.Configure(l.Plane.AgentConfig(l.Agent.Dir) + l.AgentOptions); err != nil {
+		text, err := l.Plane.AgentConfig(l.Host, l.Agent.Dir)
+		if err != nil {
+			return err
+		}
+		if err := l.Agent.Configure(text + l.AgentOptions); err != nil {
 			return err
 		}
 		if err := l.Agent.Start(); err != nil {
@@ -117,7 +139,7 @@ func (l *Lab) StartAgent(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	return l.Plane.WaitCompute(ctx, l.Plane.Host)
+	return l.Plane.WaitCompute(ctx, l.Host)
 }
 
 // StopAgent ends the agent and whatever containers it left.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -24,7 +25,8 @@ const usage = `usage: controlplane [-base DIR] [-net linuxbridge|ovs] COMMAND
   remove          down, and delete the directory
   status          list the daemons
   os ARG...       the openstack client, as the administrator
-  agent-config D  print the configuration of an agent that keeps its state below D
+  add-host H      make this machine another compute host H besides the one of its own name; remove-host H ends that
+  agent-config D [H]  print the configuration of an agent, of host H, that keeps its state below D
   peer            start the distribution's nova-compute with the fake driver, as host "peer"
 `
 
@@ -67,11 +69,20 @@ func run(ctx context.Context) error {
 	case "os":
 		return plane.OpenStack(ctx, os.Stdout, flag.Args()[1:]...)
 	case "agent-config":
-		if flag.NArg() != 2 {
-			return errors.New("agent-config needs a directory")
+		if flag.NArg() != 2 && flag.NArg() != 3 {
+			return errors.New("agent-config needs a directory, and may have a host")
 		}
-		fmt.Print(plane.AgentConfig(flag.Arg(1)))
-		return nil
+		text, err := plane.AgentConfig(cmp.Or(flag.Arg(2), plane.Host), flag.Arg(1))
+		fmt.Print(text)
+		return err
+	case "add-host", "remove-host":
+		if flag.NArg() != 2 {
+			return errors.New(command + " needs a name")
+		}
+		if command == "remove-host" {
+			return plane.RemoveHost(ctx, flag.Arg(1))
+		}
+		return plane.AddHost(ctx, flag.Arg(1))
 	case "peer":
 		return plane.StartPeer(ctx)
 	default:
