@@ -4,7 +4,9 @@ package functional
 
 import (
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -59,10 +61,45 @@ func create(t *testing.T, want cloud.NewServer) string {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if t.Failed() {
+			explain(ctx, t, id)
+		}
 		require.NoError(t, shared.Admin.DeleteServer(ctx, id))
 		require.NoError(t, shared.Admin.WaitGone(ctx, id))
 	})
 	return id
+}
+
+// explain shows what the agent and neutron logged about a server and its ports: nothing is left to look at when a run on a fresh machine has
+// failed.
+func explain(ctx context.Context, t *testing.T, id string) {
+	t.Helper()
+	const lines, width = 60, 400
+	show := func(file, about string) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Logf("no log: %v", err)
+			return
+		}
+		var found []string
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, about) {
+				found = append(found, strings.TrimSpace(line[:min(len(line), width)]))
+			}
+		}
+		t.Logf("%s about %s:\n%s", filepath.Base(file), about, strings.Join(found[max(0, len(found)-lines):], "\n"))
+	}
+	show(shared.Agent.LogFile(), id)
+	ports, err := shared.Admin.Ports(ctx, "device_id="+id)
+	if err != nil {
+		t.Logf("no ports: %v", err)
+	}
+	for _, port := range ports {
+		t.Logf("port %+v", port)
+		for _, service := range []string{"neutron-server", "neutron-l2-agent", "nova-api"} {
+			show(shared.Plane.LogFile(service), port.ID)
+		}
+	}
 }
 
 // boot creates a server and waits until it is ACTIVE.

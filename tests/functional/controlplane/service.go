@@ -184,6 +184,9 @@ func (p *Plane) killAll(ctx context.Context) error {
 	}
 }
 
+// LogFile is where a service's output goes.
+func (p *Plane) LogFile(service string) string { return p.path("log", service+".log") }
+
 // waitPort waits until the service listens. A daemon that ended meanwhile ends the wait, with the end of its log.
 func (p *Plane) waitPort(ctx context.Context, name string, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
