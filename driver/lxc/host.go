@@ -1,11 +1,8 @@
 package lxc
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -52,7 +50,8 @@ func (d *Driver) Check(_ context.Context) []Problem {
 		add(false, "the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1")
 	}
 	problems = append(problems, d.checkSeccomp()...)
-	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), "/etc/subuid", "/etc/subgid")...)
+	granted, err := hostinfo.SubordinateIDs("root")
+	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), granted, err)...)
 	problems = append(problems, d.checkConfinement()...)
 	return problems
 }
@@ -104,62 +103,36 @@ func mapTools() map[string]bool {
 }
 
 // checkIDMap verifies that root may map the pool with the tools that are installed.
-func checkIDMap(pool []storage.IDRange, tools map[string]bool, subuid, subgid string) []Problem {
+// granted are root's subordinate ids, failure why they cannot be read.
+func checkIDMap(pool []storage.IDRange, tools map[string]bool, granted []hostinfo.IDRange, failure error) []Problem {
 	if !tools["newuidmap"] && !tools["newgidmap"] {
 		return nil // liblxc writes the maps itself
 	}
 	if !tools["newuidmap"] || !tools["newgidmap"] {
 		return []Problem{{"only one of newuidmap and newgidmap is installed", "install both (package uidmap) or none", true}}
 	}
+	if failure != nil {
+		return []Problem{{failure.Error(), "correct the file, see subuid(5)", true}}
+	}
+	if len(granted) == 0 {
+		return []Problem{{
+			"root has no ids to give to guests that both /etc/subuid and /etc/subgid name",
+			"echo root:1000000:1000000000 | tee -a /etc/subuid >> /etc/subgid", true,
+		}}
+	}
 	var problems []Problem
-	for _, file := range []string{subuid, subgid} {
-		granted, err := rootRanges(file)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			problems = append(problems, Problem{fmt.Sprintf("%s cannot be read: %v", file, err), "correct it, see subuid(5)", true})
-			continue
-		}
-		remedy := "echo root:1000000:1000000000 >> " + file
-		if len(granted) == 0 {
-			problems = append(problems, Problem{"root has no ids to give to guests in " + file, remedy, true})
-			continue
-		}
-		for _, want := range pool {
-			if !covered(want, granted) {
-				problems = append(problems, Problem{
-					fmt.Sprintf("root may not map ids %d to %d by %s", want.Base, want.Base+want.Size-1, file),
-					fmt.Sprintf("add a line root:%d:%d to %s", want.Base, want.Size, file), true,
-				})
-			}
+	for _, want := range pool {
+		if !covered(want, granted) {
+			problems = append(problems, Problem{
+				fmt.Sprintf("root may not map ids %d to %d by both /etc/subuid and /etc/subgid", want.Base, want.Base+want.Size-1),
+				fmt.Sprintf("add a line root:%d:%d to both files", want.Base, want.Size), true,
+			})
 		}
 	}
 	return problems
 }
 
-// rootRanges reads root's lines of /etc/subuid or /etc/subgid (subuid(5)).
-func rootRanges(file string) ([]storage.IDRange, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	var ranges []storage.IDRange
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		part := strings.Split(strings.TrimSpace(s.Text()), ":")
-		if len(part) != 3 || (part[0] != "root" && part[0] != "0") {
-			continue
-		}
-		base, err1 := strconv.ParseUint(part[1], 10, 32)
-		size, err2 := strconv.ParseUint(part[2], 10, 32)
-		if err1 != nil || err2 != nil {
-			return nil, fmt.Errorf("line %q is not understood", s.Text())
-		}
-		ranges = append(ranges, storage.IDRange{Base: uint32(base), Size: uint32(size)})
-	}
-	return ranges, s.Err()
-}
-
-func covered(want storage.IDRange, granted []storage.IDRange) bool {
+func covered(want storage.IDRange, granted []hostinfo.IDRange) bool {
 	for _, g := range granted {
 		if want.Base >= g.Base && uint64(want.Base)+uint64(want.Size) <= uint64(g.Base)+uint64(g.Size) {
 			return true

@@ -2,6 +2,7 @@ package lxc
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -26,27 +28,22 @@ func TestCheckIDMap(t *testing.T) {
 	both := map[string]bool{"newuidmap": true, "newgidmap": true}
 	pool := []storage.IDRange{{Base: 1000000, Size: 1000 * 65536}}
 	for _, test := range []struct {
-		name  string
-		tools map[string]bool
-		lines string
-		want  string // in the first problem; empty: none
+		name    string
+		tools   map[string]bool
+		granted []hostinfo.IDRange
+		failure error
+		want    string // in the first problem; empty: none
 	}{
-		{"good", both, "lxd:100000:65536\nroot:1000000:1000000000\n", ""},
-		{"by number", both, "0:1000000:1000000000\n", ""},
-		{"no tools", map[string]bool{}, "", ""},
-		{"one tool", map[string]bool{"newuidmap": true}, "root:1000000:1000000000", "only one of"},
-		{"no line", both, "user:100000:65536\n", "no ids"},
-		{"too small", both, "root:1000000:65536\n", "may not map ids 1000000 to"},
-		{"garbage", both, "root:x:y\n", "not understood"},
-		{"no file", both, "-", "no ids"},
+		{"good", both, []hostinfo.IDRange{{Base: 1, Size: 10}, {Base: 1000000, Size: 1000000000}}, nil, ""},
+		{"no tools", map[string]bool{}, nil, nil, ""},
+		{"one tool", map[string]bool{"newuidmap": true}, []hostinfo.IDRange{{Base: 1000000, Size: 1000000000}}, nil, "only one of"},
+		{"none", both, nil, nil, "no ids"},
+		{"too small", both, []hostinfo.IDRange{{Base: 1000000, Size: 65536}}, nil, "may not map ids 1000000 to"},
+		{"garbage", both, nil, errors.New("line 3 has no valid range"), "line 3"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			file := filepath.Join(t.TempDir(), "subuid")
-			if test.lines != "-" {
-				require.NoError(t, os.WriteFile(file, []byte(test.lines), 0o600))
-			}
-			problems := checkIDMap(pool, test.tools, file, file)
+			problems := checkIDMap(pool, test.tools, test.granted, test.failure)
 			if test.want == "" {
 				require.Empty(t, problems)
 				return
