@@ -5,6 +5,10 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
 )
 
 // Errors that callers may test.
@@ -27,11 +31,51 @@ type IDRange struct {
 
 // Root says which root disk is wanted.
 type Root struct {
-	InstanceID string  // instance UUID; names every file and mount
+	InstanceID string  // instance UUID, see CheckID; names every file and mount
 	ImagePath  string  // directory of the unpacked image in the store, un-shifted ids
 	SizeGB     int     // flavor.root_gb; 0: no quota of its own
 	IDs        IDRange //
 	Nested     bool    // the guest wants to mount overlays itself
+}
+
+// idForm has no leading dot: those are the back ends' own.
+var idForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,127}(\.[a-z]{1,16})?$`)
+
+// CheckID tells whether an instance id can name a disk: a UUID, or a UUID with a word behind a
+// dot for a second disk of that instance ("<uuid>.rescue"). To a back end they are strangers.
+func CheckID(id string) error {
+	if !idForm.MatchString(id) {
+		return fmt.Errorf("instance id %q is not a UUID", id)
+	}
+	return nil
+}
+
+// Owner is the instance that a disk belongs to: the id without the word behind the dot.
+func Owner(id string) string {
+	owner, _, _ := strings.Cut(id, ".")
+	return owner
+}
+
+// Check refuses a request that no back end may carry out.
+func (r Root) Check() error {
+	if err := CheckID(r.InstanceID); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(r.ImagePath) || strings.ContainsAny(r.ImagePath, `:,\`) {
+		return fmt.Errorf("image path %q is not an absolute path without ':', ',' and '\\'", r.ImagePath)
+	}
+	if r.SizeGB < 0 {
+		return fmt.Errorf("size %d GiB is negative", r.SizeGB)
+	}
+	return r.IDs.Check()
+}
+
+// Check refuses ranges that a guest may not have.
+func (r IDRange) Check() error {
+	if r.Base == 0 || r.Size == 0 || uint64(r.Base)+uint64(r.Size) >= 1<<32 {
+		return fmt.Errorf("id range %d+%d is not one that a guest may have", r.Base, r.Size)
+	}
+	return nil
 }
 
 // Backend makes, mounts and removes root disks.

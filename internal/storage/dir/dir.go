@@ -13,9 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
@@ -25,13 +23,11 @@ import (
 const (
 	diskFile  = "disk.img"
 	rootfsDir = "rootfs"
-	// busyTimeout bounds the wait for users of a root disk when the caller's own deadline is later.
-	busyTimeout = 10 * time.Second
 )
 
 // Backend implements storage.Backend and storage.Runner.
 type Backend struct {
-	pool *pool.Pool
+	pool *pool.Pool[storage.Root]
 }
 
 var (
@@ -41,7 +37,7 @@ var (
 
 // New opens the root disks in dir, making it if needed.
 func New(dir string) (*Backend, error) {
-	p, err := pool.Open(dir, release)
+	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Drop: drop})
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +47,7 @@ func New(dir string) (*Backend, error) {
 	return &Backend{pool: p}, nil
 }
 
-func release(dir string) error { return mount.Detach(filepath.Join(dir, rootfsDir)) }
+func drop(dir string) error { return ext4.Shutdown(filepath.Join(dir, diskFile)) }
 
 // Name implements storage.Backend.
 func (b *Backend) Name() string { return "dir" }
@@ -61,7 +57,10 @@ func (b *Backend) Run(ctx context.Context) error { return b.pool.Run(ctx) }
 
 // Create implements storage.Backend: it copies the image.
 func (b *Backend) Create(ctx context.Context, r storage.Root) error {
-	err := b.pool.Add(r, func(dir string) error { return fill(ctx, dir, r) })
+	err := r.Check()
+	if err == nil {
+		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return fill(ctx, dir, r) })
+	}
 	if err != nil {
 		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
 	}
@@ -95,7 +94,7 @@ func fill(ctx context.Context, dir string, r storage.Root) error {
 
 // Mount implements storage.Backend.
 func (b *Backend) Mount(_ context.Context, r storage.Root) (string, error) {
-	have, err := b.pool.Root(r.InstanceID)
+	have, err := b.pool.Get(r.InstanceID)
 	if err != nil {
 		return "", fmt.Errorf("mount root disk: %w", err)
 	}
@@ -114,12 +113,7 @@ func (b *Backend) Mount(_ context.Context, r storage.Root) (string, error) {
 
 // Unmount implements storage.Backend.
 func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
-	if err := pool.CheckID(instanceID); err != nil {
-		return fmt.Errorf("unmount root disk: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
-	defer cancel()
-	if err := mount.Unmount(ctx, b.pool.Path(instanceID, rootfsDir)); err != nil {
+	if err := b.pool.Unmount(ctx, instanceID); err != nil {
 		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
 	}
 	return nil
@@ -128,22 +122,7 @@ func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
 // Delete implements storage.Backend. What the guest wrote last is dropped rather
 // than written, and the blocks are freed by Run.
 func (b *Backend) Delete(ctx context.Context, instanceID string) error {
-	if err := pool.CheckID(instanceID); err != nil {
-		return fmt.Errorf("delete root disk: %w", err)
-	}
-	log := reqctx.Log(ctx).WithField("instance", instanceID)
-	if err := ext4.Shutdown(b.pool.Path(instanceID, diskFile)); err != nil {
-		log.WithError(err).Debug("root disk is unmounted with its data") // slower, no more
-	}
-	err := b.Unmount(ctx, instanceID)
-	if errors.Is(err, storage.ErrBusy) && ctx.Err() == nil {
-		log.WithError(err).Warning("root disk is still in use, detaching it")
-		err = release(b.pool.Path(instanceID))
-	}
-	if err == nil {
-		err = b.pool.Discard(instanceID)
-	}
-	if err != nil {
+	if err := b.pool.Delete(ctx, instanceID); err != nil {
 		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
 	}
 	return nil

@@ -18,11 +18,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
@@ -34,16 +32,11 @@ const (
 	diskDir   = "disk"
 	lowerDir  = "lower"
 	rootfsDir = "rootfs"
-	// busyTimeout bounds the wait for users of a root disk when the caller's own deadline is later.
-	busyTimeout = 10 * time.Second
 )
-
-// mountPoints in the order in which they are unmounted.
-var mountPoints = []string{rootfsDir, lowerDir, diskDir}
 
 // Backend implements storage.Backend and storage.Runner.
 type Backend struct {
-	pool *pool.Pool
+	pool *pool.Pool[storage.Root]
 }
 
 var (
@@ -54,42 +47,35 @@ var (
 // New opens the root disks in dir, making it if needed, and tries out on a scratch
 // directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
 func New(dir string) (*Backend, error) {
-	p, err := pool.Open(dir, release)
+	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Drop: drop})
 	if err != nil {
 		return nil, err
 	}
 	b := &Backend{pool: p}
-	if err := b.probe(dir); err != nil {
+	if err := b.probe(); err != nil {
 		return nil, fmt.Errorf("try overlay in %s: %w", dir, err)
 	}
 	return b, nil
 }
 
 // probe mounts an overlay with an id-mapped lower directory, as instances get it.
-func (b *Backend) probe(dir string) (err error) {
+func (b *Backend) probe() (err error) {
 	if _, err := os.Stat(ext4.Program); err != nil {
 		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, ext4.Program)
 	}
-	scratch, err := os.MkdirTemp(filepath.Join(dir, ".new"), "probe-")
+	scratch, err := b.pool.Scratch()
 	if err != nil {
 		return err
 	}
 	image := filepath.Join(scratch, "image")
-	defer func() { err = errors.Join(err, release(scratch), os.RemoveAll(scratch)) }()
+	defer func() { err = errors.Join(err, mount.Detach(filepath.Join(scratch, rootfsDir)), os.RemoveAll(scratch)) }()
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return err
 	}
 	return assemble(scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 }
 
-// release detaches everything that may be mounted in an instance's directory.
-func release(dir string) error {
-	var errs []error
-	for _, name := range mountPoints {
-		errs = append(errs, mount.Detach(filepath.Join(dir, name)))
-	}
-	return errors.Join(errs...)
-}
+func drop(dir string) error { return ext4.Shutdown(filepath.Join(dir, diskFile)) }
 
 // Name implements storage.Backend.
 func (b *Backend) Name() string { return "overlay" }
@@ -105,21 +91,26 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	if info, err := os.Stat(r.ImagePath); err != nil || !info.IsDir() {
 		return fmt.Errorf("create root disk of %s: image %s is not there", r.InstanceID, r.ImagePath)
 	}
-	err := b.pool.Add(r, func(dir string) error {
-		if r.SizeGB == 0 {
-			return nil
-		}
-		return ext4.Create(ctx, filepath.Join(dir, diskFile), r.SizeGB)
-	})
+	err := r.Check()
+	if err == nil {
+		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return fill(ctx, dir, r) })
+	}
 	if err != nil {
 		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
 	}
 	return nil
 }
 
+func fill(ctx context.Context, dir string, r storage.Root) error {
+	if r.SizeGB == 0 {
+		return nil
+	}
+	return ext4.Create(ctx, filepath.Join(dir, diskFile), r.SizeGB)
+}
+
 // Mount implements storage.Backend.
 func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
-	have, err := b.pool.Root(r.InstanceID)
+	have, err := b.pool.Get(r.InstanceID)
 	if err != nil {
 		return "", fmt.Errorf("mount root disk: %w", err)
 	}
@@ -141,7 +132,7 @@ func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 
 // assemble makes the overlay at dir/rootfs.
 func assemble(dir string, r storage.Root) (err error) {
-	for _, name := range mountPoints {
+	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
 		if err := mount.Point(filepath.Join(dir, name)); err != nil {
 			return err
 		}
@@ -213,22 +204,8 @@ func makeUpper(disk string, r storage.Root) error {
 
 // Unmount implements storage.Backend.
 func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
-	if err := pool.CheckID(instanceID); err != nil {
-		return fmt.Errorf("unmount root disk: %w", err)
-	}
-	if err := b.unmount(ctx, instanceID); err != nil {
+	if err := b.pool.Unmount(ctx, instanceID); err != nil {
 		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
-	}
-	return nil
-}
-
-func (b *Backend) unmount(ctx context.Context, instanceID string) error {
-	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
-	defer cancel()
-	for _, name := range mountPoints {
-		if err := mount.Unmount(ctx, b.pool.Path(instanceID, name)); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -236,22 +213,7 @@ func (b *Backend) unmount(ctx context.Context, instanceID string) error {
 // Delete implements storage.Backend. What the guest wrote last is dropped rather
 // than written, and the blocks are freed by Run.
 func (b *Backend) Delete(ctx context.Context, instanceID string) error {
-	if err := pool.CheckID(instanceID); err != nil {
-		return fmt.Errorf("delete root disk: %w", err)
-	}
-	log := reqctx.Log(ctx).WithField("instance", instanceID)
-	if err := ext4.Shutdown(b.pool.Path(instanceID, diskFile)); err != nil {
-		log.WithError(err).Debug("root disk is unmounted with its data") // slower, no more
-	}
-	err := b.unmount(ctx, instanceID)
-	if errors.Is(err, storage.ErrBusy) && ctx.Err() == nil {
-		log.WithError(err).Warning("root disk is still in use, detaching it")
-		err = release(b.pool.Path(instanceID))
-	}
-	if err == nil {
-		err = b.pool.Discard(instanceID)
-	}
-	if err != nil {
+	if err := b.pool.Delete(ctx, instanceID); err != nil {
 		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
 	}
 	return nil

@@ -38,7 +38,7 @@ func TestCrashWhileMounting(t *testing.T) {
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	require.NoError(t, b.Create(t.Context(), r))
 	dir := b.pool.Path("a")
-	for _, name := range mountPoints {
+	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
 		require.NoError(t, mount.Point(filepath.Join(dir, name)))
 	}
 	require.NoError(t, ext4.Mount(filepath.Join(dir, diskFile), filepath.Join(dir, diskDir)))

@@ -28,11 +28,15 @@ func passable(t *testing.T) string {
 	return dir
 }
 
-func nothingMounted(string) error { return nil }
+const record = "root.json"
 
-func openPool(t *testing.T, dir string) *Pool {
+func open(dir string) (*Pool[storage.Root], error) {
+	return Open[storage.Root](dir, Options{Record: record})
+}
+
+func openPool(t *testing.T, dir string) *Pool[storage.Root] {
 	t.Helper()
-	p, err := Open(dir, nothingMounted)
+	p, err := open(dir)
 	require.NoError(t, err)
 	return p
 }
@@ -49,13 +53,13 @@ func TestLife(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(passable(t), "roots")
 	p := openPool(t, dir)
-	_, err := p.Root("a")
+	_, err := p.Get("a")
 	require.ErrorIs(t, err, storage.ErrNotFound)
-	require.NoError(t, p.Add(disk("a"), writeFile))
-	require.NoError(t, p.Add(disk("a"), func(string) error { return errors.New("it is there already") }))
+	require.NoError(t, p.Add("a", disk("a"), writeFile))
+	require.NoError(t, p.Add("a", disk("a"), func(string) error { return errors.New("it is there already") }))
 	other := disk("a")
 	other.SizeGB = 2
-	require.ErrorContains(t, p.Add(other, writeFile), "other properties")
+	require.ErrorContains(t, p.Add("a", other, writeFile), "other properties")
 	for _, path := range []string{dir, p.Path("a")} {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
@@ -63,11 +67,11 @@ func TestLife(t *testing.T) {
 	}
 
 	p = openPool(t, dir)
-	got, err := p.Root("a")
+	got, err := p.Get("a")
 	require.NoError(t, err)
 	require.Equal(t, disk("a"), got)
-	require.NoError(t, p.Discard("a"))
-	require.NoError(t, p.Discard("a"))
+	require.NoError(t, p.Delete(t.Context(), "a"))
+	require.NoError(t, p.Delete(t.Context(), "a"))
 	list, err := p.List()
 	require.NoError(t, err)
 	require.Empty(t, list)
@@ -75,7 +79,7 @@ func TestLife(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	require.NoError(t, p.Add(disk("b"), writeFile))
+	require.NoError(t, p.Add("b", disk("b"), writeFile))
 	require.Eventually(t, func() bool {
 		left, err := os.ReadDir(p.path(trashDir))
 		p.mu.Lock()
@@ -95,18 +99,15 @@ func TestLife(t *testing.T) {
 func TestFailedAddLeavesNothing(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(passable(t), "roots")
-	released := ""
-	p, err := Open(dir, func(d string) error { released = d; return nil })
-	require.NoError(t, err)
-	err = p.Add(disk("a"), func(dir string) error { return errors.Join(writeFile(dir), unix.ENOSPC) })
+	p := openPool(t, dir)
+	err := p.Add("a", disk("a"), func(dir string) error { return errors.Join(writeFile(dir), unix.ENOSPC) })
 	require.ErrorIs(t, err, storage.ErrNoSpace)
-	require.Equal(t, p.path(newDir, "a"), released)
-	_, err = p.Root("a")
+	_, err = p.Get("a")
 	require.ErrorIs(t, err, storage.ErrNotFound)
 	left, err := os.ReadDir(p.path(newDir))
 	require.NoError(t, err)
 	require.Empty(t, left)
-	require.NoError(t, p.Add(disk("a"), writeFile))
+	require.NoError(t, p.Add("a", disk("a"), writeFile))
 }
 
 // TestCrash: what a crash left half made is released and taken away.
@@ -115,34 +116,51 @@ func TestCrash(t *testing.T) {
 	dir := filepath.Join(passable(t), "roots")
 	p := openPool(t, dir)
 	require.NoError(t, os.Mkdir(p.path(newDir, "half"), 0o700))
-	released := ""
-	p, err := Open(dir, func(d string) error { released = d; return nil })
-	require.NoError(t, err)
-	require.Equal(t, p.path(newDir, "half"), released)
+	p = openPool(t, dir)
 	require.NoDirExists(t, p.path(newDir, "half"))
 	// A record that a power cut emptied: not found would be wrong, and it can be discarded.
 	require.NoError(t, os.Mkdir(p.Path("cut"), 0o700))
 	require.NoError(t, os.WriteFile(p.Path("cut", record), nil, 0o600))
-	_, err = p.Root("cut")
+	_, err := p.Get("cut")
 	require.Error(t, err)
 	require.NotErrorIs(t, err, storage.ErrNotFound)
-	require.NoError(t, p.Discard("cut"))
+	require.NoError(t, p.Delete(t.Context(), "cut"))
 }
 
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	dir := passable(t)
 	for _, bad := range []string{"relative", dir + "/a:b", dir + "/a,b", dir + `/a\b`} {
-		_, err := Open(bad, nothingMounted)
+		_, err := open(bad)
 		require.Error(t, err, bad)
 	}
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
-	_, err := Open(filepath.Join(dir, "private", "roots"), nothingMounted)
+	_, err := open(filepath.Join(dir, "private", "roots"))
 	require.ErrorContains(t, err, "private has mode 0700")
 }
 
-// Discard once lost its directory in the trash to Run, which took it for an old one, and a delete failed.
-func TestDiscardBesideRun(t *testing.T) {
+// TestReplace: a disk takes another's place, and its record says whose it is now.
+func TestReplace(t *testing.T) {
+	t.Parallel()
+	p := openPool(t, filepath.Join(passable(t), "roots"))
+	require.NoError(t, p.Add("a", disk("a"), writeFile))
+	next := disk("a.next")
+	next.SizeGB = 2
+	require.NoError(t, p.Add("a.next", next, writeFile))
+	rename := func(r storage.Root) storage.Root { r.InstanceID = "a"; return r }
+	require.NoError(t, p.Replace(t.Context(), "a", "a.next", rename))
+	got, err := p.Get("a")
+	require.NoError(t, err)
+	next.InstanceID = "a"
+	require.Equal(t, next, got)
+	list, err := p.List()
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, list)
+	require.ErrorIs(t, p.Replace(t.Context(), "a", "a.next", rename), storage.ErrNotFound)
+}
+
+// Delete once lost its directory in the trash to Run, which took it for an old one, and failed.
+func TestDeleteBesideRun(t *testing.T) {
 	t.Parallel()
 	p := openPool(t, filepath.Join(passable(t), "roots"))
 	ctx, stop := context.WithCancel(t.Context())
@@ -157,10 +175,10 @@ func TestDiscardBesideRun(t *testing.T) {
 		work.Go(func() {
 			id := fmt.Sprint("instance-", i)
 			for range 100 {
-				require.NoError(t, p.Add(disk(id), writeFile))
-				require.NoError(t, p.Discard(id))
+				require.NoError(t, p.Add(id, disk(id), writeFile))
+				require.NoError(t, p.Delete(t.Context(), id))
 				require.NoDirExists(t, p.Path(id))
-				require.NoError(t, p.Discard(id))
+				require.NoError(t, p.Delete(t.Context(), id))
 			}
 			if i == 0 {
 				stop()
