@@ -288,6 +288,7 @@ type LXC struct {
 	StorageBackend           string   // overlay or dir
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
+	RootDiskInodesPerGB      int      // 0 is the file system's default
 	IDRange                  *IDRange // nil: root's ranges of /etc/subuid and /etc/subgid
 	IDsPerInstance           uint32
 	AllowPrivileged          bool

@@ -121,7 +121,7 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 		return h, err
 	}
 	h.closers = append(h.closers, func() { _ = h.db.Close() })
-	if h.roots, err = openRoots(c); err != nil {
+	if h.roots, err = openRoots(ctx, c); err != nil {
 		return h, err
 	}
 	if h.images, err = imagesync.Open(imageOptions(c)); err != nil {
@@ -146,12 +146,12 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 
 // openRoots opens the back end that [lxc] storage_backend names. Nested guests want to
 // mount overlays themselves, which an overlay does not allow: they get a tree of their own.
-func openRoots(c *config.Config) (storage.Backend, error) {
-	copies, err := dir.New(filepath.Join(c.LXC.InstancesDir, "dir"))
+func openRoots(ctx context.Context, c *config.Config) (storage.Backend, error) {
+	copies, err := dir.New(filepath.Join(c.LXC.InstancesDir, "dir"), c.LXC.RootDiskInodesPerGB)
 	if err != nil || c.LXC.StorageBackend == "dir" {
 		return copies, err
 	}
-	layers, err := overlay.New(filepath.Join(c.LXC.InstancesDir, "overlay"))
+	layers, err := overlay.New(ctx, filepath.Join(c.LXC.InstancesDir, "overlay"), c.LXC.RootDiskInodesPerGB)
 	if err != nil {
 		return nil, err
 	}

@@ -127,6 +127,21 @@ func (r *fakeRoots) Delete(ctx context.Context, uuid string) error {
 	return nil
 }
 
+func (r *fakeRoots) Grow(ctx context.Context, uuid string, sizeGB int) error {
+	if err := r.do(ctx, "root.grow", uuid); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	root, ok := r.roots[uuid]
+	if !ok {
+		return storage.ErrNotFound
+	}
+	root.SizeGB = sizeGB
+	r.roots[uuid] = root
+	return nil
+}
+
 func (r *fakeRoots) List(context.Context) ([]string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

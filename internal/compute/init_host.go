@@ -14,6 +14,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 // buildTasks are the task states of a build under way.
@@ -245,8 +246,8 @@ func (m *Manager) localInstances(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, uuid := range roots {
-		local[uuid] = true
+	for _, id := range roots {
+		local[storage.Owner(id)] = true
 	}
 	return local, nil
 }

@@ -104,7 +104,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 			step("unplug port "+v.PortID, err)
 		}
 	}
-	step("delete root disk", m.Roots.Delete(ctx, uuid))
+	step("delete root disks", m.deleteRoots(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
 	if len(errs) == 0 {
 		// Ids may be given to others only when no file of theirs is left.
@@ -118,4 +118,17 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	}
 	reqctx.Log(ctx).Debug("instance removed from the host")
 	return nil
+}
+
+// deleteRoots deletes an instance's root disk and those beside it, such as a rescue's.
+func (m *Manager) deleteRoots(ctx context.Context, uuid string) error {
+	err := m.Roots.Delete(ctx, uuid)
+	roots, listErr := m.Roots.List(ctx)
+	err = errors.Join(err, listErr)
+	for _, id := range roots {
+		if id != uuid && storage.Owner(id) == uuid {
+			err = errors.Join(err, m.Roots.Delete(ctx, id))
+		}
+	}
+	return err
 }

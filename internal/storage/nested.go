@@ -36,6 +36,15 @@ func (b *byNesting) Unmount(ctx context.Context, instanceID string) error {
 	return errors.Join(b.normal.Unmount(ctx, instanceID), b.nested.Unmount(ctx, instanceID))
 }
 
+// Grow implements Backend.
+func (b *byNesting) Grow(ctx context.Context, instanceID string, sizeGB int) error {
+	err := b.normal.Grow(ctx, instanceID, sizeGB)
+	if errors.Is(err, ErrNotFound) {
+		return b.nested.Grow(ctx, instanceID, sizeGB)
+	}
+	return err
+}
+
 // Delete implements Backend.
 func (b *byNesting) Delete(ctx context.Context, instanceID string) error {
 	return errors.Join(b.normal.Delete(ctx, instanceID), b.nested.Delete(ctx, instanceID))

@@ -89,6 +89,10 @@ type Backend interface {
 	Create(ctx context.Context, r Root) error
 	Mount(ctx context.Context, r Root) (path string, err error)
 	Unmount(ctx context.Context, instanceID string) error
+	// Grow makes a root disk larger, mounted or not: a guest that runs sees it at once. One of that size is left
+	// alone; ErrUnsupported: it is larger, or has no size of its own; ErrBusy: it cannot grow while it is mounted. A Grow
+	// that was cut off or could not be done is completed by the next Mount of a disk that is not mounted.
+	Grow(ctx context.Context, instanceID string, sizeGB int) error
 	Delete(ctx context.Context, instanceID string) error
 	// List returns the instance UUIDs that have a root disk here.
 	List(ctx context.Context) ([]string, error)

@@ -18,6 +18,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 	"github.com/compute-agent/compute-agent/internal/storage/pool"
+	"github.com/compute-agent/compute-agent/internal/storage/treecopy"
 )
 
 const (
@@ -27,7 +28,8 @@ const (
 
 // Backend implements storage.Backend and storage.Runner.
 type Backend struct {
-	pool *pool.Pool[storage.Root]
+	pool        *pool.Pool[storage.Root]
+	inodesPerGB int
 }
 
 var (
@@ -35,8 +37,9 @@ var (
 	_ storage.Runner  = (*Backend)(nil)
 )
 
-// New opens the root disks in dir, making it if needed.
-func New(dir string) (*Backend, error) {
+// New opens the root disks in dir, making it if needed. inodesPerGB bounds the files of a
+// root disk; 0: what mkfs gives.
+func New(dir string, inodesPerGB int) (*Backend, error) {
 	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Drop: drop})
 	if err != nil {
 		return nil, err
@@ -44,7 +47,7 @@ func New(dir string) (*Backend, error) {
 	if _, err := os.Stat(ext4.Program); err != nil {
 		return nil, fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, ext4.Program)
 	}
-	return &Backend{pool: p}, nil
+	return &Backend{pool: p, inodesPerGB: inodesPerGB}, nil
 }
 
 func drop(dir string) error { return ext4.Shutdown(filepath.Join(dir, diskFile)) }
@@ -59,7 +62,7 @@ func (b *Backend) Run(ctx context.Context) error { return b.pool.Run(ctx) }
 func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	err := r.Check()
 	if err == nil {
-		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return fill(ctx, dir, r) })
+		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return b.fill(ctx, dir, r) })
 	}
 	if err != nil {
 		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
@@ -67,33 +70,33 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	return nil
 }
 
-func fill(ctx context.Context, dir string, r storage.Root) error {
+func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
 	rootfs := filepath.Join(dir, rootfsDir)
 	if err := mount.Point(rootfs); err != nil {
 		return err
 	}
 	if r.SizeGB == 0 {
-		return copyTree(ctx, r.ImagePath, rootfs, r.IDs)
+		return treecopy.Copy(ctx, r.ImagePath, rootfs, r.IDs)
 	}
 	disk := filepath.Join(dir, diskFile)
-	if err := ext4.Create(ctx, disk, r.SizeGB); err != nil {
+	if err := ext4.Create(ctx, disk, ext4.Format{SizeGB: r.SizeGB, InodesPerGB: b.inodesPerGB}); err != nil {
 		return err
 	}
-	if err := ext4.Mount(disk, rootfs); err != nil {
+	if err := ext4.Mount(ctx, disk, rootfs, r.SizeGB); err != nil {
 		return err
 	}
 	// The guest's root is the file system's: what mkfs put there is not the image's.
 	if err := os.Remove(filepath.Join(rootfs, "lost+found")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := copyTree(ctx, r.ImagePath, rootfs, r.IDs); err != nil {
+	if err := treecopy.Copy(ctx, r.ImagePath, rootfs, r.IDs); err != nil {
 		return err
 	}
 	return mount.Unmount(ctx, rootfs)
 }
 
 // Mount implements storage.Backend.
-func (b *Backend) Mount(_ context.Context, r storage.Root) (string, error) {
+func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 	have, err := b.pool.Get(r.InstanceID)
 	if err != nil {
 		return "", fmt.Errorf("mount root disk: %w", err)
@@ -102,7 +105,7 @@ func (b *Backend) Mount(_ context.Context, r storage.Root) (string, error) {
 	mounted, err := mount.Is(path)
 	if err == nil && !mounted && have.SizeGB > 0 {
 		if err = mount.Point(path); err == nil {
-			err = ext4.Mount(b.pool.Path(r.InstanceID, diskFile), path)
+			err = ext4.Mount(ctx, b.pool.Path(r.InstanceID, diskFile), path, have.SizeGB)
 		}
 	}
 	if err != nil {
@@ -117,6 +120,13 @@ func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
 		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
 	}
 	return nil
+}
+
+// Grow implements storage.Backend.
+func (b *Backend) Grow(ctx context.Context, instanceID string, sizeGB int) error {
+	return pool.GrowRoot(b.pool, instanceID, sizeGB, func() error {
+		return ext4.Grow(ctx, b.pool.Path(instanceID, diskFile), sizeGB)
+	})
 }
 
 // Delete implements storage.Backend. What the guest wrote last is dropped rather

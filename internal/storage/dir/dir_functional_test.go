@@ -10,5 +10,5 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	storagetest.Run(t, func(dir string) (storage.Backend, error) { return New(dir) })
+	storagetest.Run(t, storagetest.Subject{Open: func(dir string) (storage.Backend, error) { return New(dir, 0) }})
 }

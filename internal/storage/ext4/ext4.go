@@ -7,25 +7,40 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
 // mkfsTimeout is for a host that is swamped; it takes 10 ms otherwise.
 const mkfsTimeout = 30 * time.Second
 
+// minBytesPerInode is mkfs's own lower bound (e2fsprogs misc/mke2fs.c: EXT2_MIN_BLOCK_SIZE).
+const minBytesPerInode = 1024
+
+// nearlyNothing is less than what mkfs writes into a new disk.
+const nearlyNothing = 8 << 20
+
 // Program is where mkfs.ext4 is on every distribution with a merged /usr, and on Debian before.
 const Program = "/sbin/mkfs.ext4"
 
-// Create makes the sparse file path of sizeGB GiB with an empty file system.
+// blockSize is that of the file systems made here.
+const blockSize = 4096
+
+// Format says which file system is made.
+type Format struct {
+	SizeGB      int
+	InodesPerGB int    // files and directories that fit in a GiB, also of what Grow adds; 0: mkfs's default of 65536
+	Label       string // at most 16 bytes
+}
+
+// Create makes the sparse file path with an empty file system.
 // Nothing is left behind when it fails.
-func Create(ctx context.Context, path string, sizeGB int) (err error) {
+func Create(ctx context.Context, path string, f Format) (err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("create disk: %w", err)
@@ -35,7 +50,7 @@ func Create(ctx context.Context, path string, sizeGB int) (err error) {
 			_ = os.Remove(path)
 		}
 	}()
-	if err := file.Truncate(int64(sizeGB) << 30); err != nil {
+	if err := file.Truncate(int64(f.SizeGB) << 30); err != nil {
 		return fmt.Errorf("size disk: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
@@ -43,23 +58,37 @@ func Create(ctx context.Context, path string, sizeGB int) (err error) {
 	// No blocks for root alone, since the guest's root is not the host's; the
 	// tables are zero in a new sparse file and need not be written; the journal
 	// is small, because its size is taken from the guest's.
-	cmd := exec.CommandContext(ctx, Program, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0",
-		"-J", "size=16", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "--", path)
-	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/sbin:/usr/bin:/bin"}
-	cmd.Dir = "/"
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, Program)
+	args := []string{
+		"-q", "-F", "-t", "ext4", "-b", strconv.Itoa(blockSize), "-m", "0",
+		"-J", "size=16", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
 	}
-	if err != nil {
-		return fmt.Errorf("run mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
+	if f.InodesPerGB > 0 {
+		args = append(args, "-i", strconv.Itoa(max(minBytesPerInode, (1<<30)/f.InodesPerGB)))
+	}
+	if f.Label != "" {
+		args = append(args, "-L", f.Label)
+	}
+	if err := run(ctx, Program, append(args, "--", path)...); err != nil {
+		return fmt.Errorf("make file system: %w", full(path, err))
 	}
 	return nil
 }
 
-// Mount mounts the file system in the file at target. The loop device is released
-// by the kernel when the file system is no longer mounted anywhere.
-func Mount(path, target string) error {
+// full tells of a failed program that the disk was full, if it was: its exit status does not.
+func full(path string, failure error) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(path), &st); err == nil && st.Bavail*uint64(st.Bsize) < nearlyNothing { //nolint:gosec // positive
+		return fmt.Errorf("%w: %w", failure, unix.ENOSPC)
+	}
+	return failure
+}
+
+// Mount mounts the file system in the file at target, grown to sizeGB first if an earlier Grow was
+// cut off. The loop device is released by the kernel when the file system is no longer mounted anywhere.
+func Mount(ctx context.Context, path, target string, sizeGB int) error {
+	if err := Grow(ctx, path, sizeGB); err != nil {
+		return err
+	}
 	loop, err := attach(path)
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 const (
 	// ioctlShutdown is EXT4_IOC_SHUTDOWN, _IOR('X', 125, __u32).
 	ioctlShutdown = 0x8004587d
+	// ioctlResize is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
+	ioctlResize = 0x40086610
 	// loopAttempts bounds the race for a free device with other programs.
 	loopAttempts = 64
 	// sectorSize is the block size that the guest's file system sees.

@@ -36,7 +36,8 @@ const (
 
 // Backend implements storage.Backend and storage.Runner.
 type Backend struct {
-	pool *pool.Pool[storage.Root]
+	pool        *pool.Pool[storage.Root]
+	inodesPerGB int
 }
 
 var (
@@ -46,20 +47,21 @@ var (
 
 // New opens the root disks in dir, making it if needed, and tries out on a scratch
 // directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
-func New(dir string) (*Backend, error) {
+// inodesPerGB bounds the files that an instance adds; 0: what mkfs gives.
+func New(ctx context.Context, dir string, inodesPerGB int) (*Backend, error) {
 	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Drop: drop})
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{pool: p}
-	if err := b.probe(); err != nil {
+	b := &Backend{pool: p, inodesPerGB: inodesPerGB}
+	if err := b.probe(ctx); err != nil {
 		return nil, fmt.Errorf("try overlay in %s: %w", dir, err)
 	}
 	return b, nil
 }
 
 // probe mounts an overlay with an id-mapped lower directory, as instances get it.
-func (b *Backend) probe() (err error) {
+func (b *Backend) probe(ctx context.Context) (err error) {
 	if _, err := os.Stat(ext4.Program); err != nil {
 		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, ext4.Program)
 	}
@@ -72,7 +74,7 @@ func (b *Backend) probe() (err error) {
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return err
 	}
-	return assemble(scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
+	return assemble(ctx, scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 }
 
 func drop(dir string) error { return ext4.Shutdown(filepath.Join(dir, diskFile)) }
@@ -93,7 +95,7 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	}
 	err := r.Check()
 	if err == nil {
-		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return fill(ctx, dir, r) })
+		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return b.fill(ctx, dir, r) })
 	}
 	if err != nil {
 		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
@@ -101,11 +103,11 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	return nil
 }
 
-func fill(ctx context.Context, dir string, r storage.Root) error {
+func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
 	if r.SizeGB == 0 {
 		return nil
 	}
-	return ext4.Create(ctx, filepath.Join(dir, diskFile), r.SizeGB)
+	return ext4.Create(ctx, filepath.Join(dir, diskFile), ext4.Format{SizeGB: r.SizeGB, InodesPerGB: b.inodesPerGB})
 }
 
 // Mount implements storage.Backend.
@@ -121,7 +123,7 @@ func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 		// What a crash in the middle left is no part of what is made now.
 		err = errors.Join(mount.Unmount(ctx, filepath.Join(dir, lowerDir)), mount.Unmount(ctx, filepath.Join(dir, diskDir)))
 		if err == nil {
-			err = assemble(dir, have)
+			err = assemble(ctx, dir, have)
 		}
 	}
 	if err != nil {
@@ -131,7 +133,7 @@ func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 }
 
 // assemble makes the overlay at dir/rootfs.
-func assemble(dir string, r storage.Root) (err error) {
+func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
 	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
 		if err := mount.Point(filepath.Join(dir, name)); err != nil {
 			return err
@@ -139,7 +141,7 @@ func assemble(dir string, r storage.Root) (err error) {
 	}
 	disk, lower := filepath.Join(dir, diskDir), filepath.Join(dir, lowerDir)
 	if r.SizeGB > 0 {
-		if err := ext4.Mount(filepath.Join(dir, diskFile), disk); err != nil {
+		if err := ext4.Mount(ctx, filepath.Join(dir, diskFile), disk, r.SizeGB); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, mount.Detach(disk)) }()
@@ -208,6 +210,13 @@ func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
 		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
 	}
 	return nil
+}
+
+// Grow implements storage.Backend.
+func (b *Backend) Grow(ctx context.Context, instanceID string, sizeGB int) error {
+	return pool.GrowRoot(b.pool, instanceID, sizeGB, func() error {
+		return ext4.Grow(ctx, b.pool.Path(instanceID, diskFile), sizeGB)
+	})
 }
 
 // Delete implements storage.Backend. What the guest wrote last is dropped rather

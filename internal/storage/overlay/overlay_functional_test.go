@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
@@ -18,12 +19,12 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	storagetest.Run(t, func(dir string) (storage.Backend, error) { return New(dir) })
+	storagetest.Run(t, storagetest.Subject{Open: func(dir string) (storage.Backend, error) { return New(t.Context(), dir, 0) }})
 }
 
 func TestNested(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(e.Dir)
+	b, err := New(t.Context(), e.Dir, 0)
 	require.NoError(t, err)
 	err = b.Create(t.Context(), storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, Nested: true, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 	require.ErrorIs(t, err, storage.ErrUnsupported)
@@ -33,7 +34,7 @@ func TestNested(t *testing.T) {
 // taken away by the next Mount, and no second loop device is made for the disk.
 func TestCrashWhileMounting(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(e.Dir)
+	b, err := New(t.Context(), e.Dir, 0)
 	require.NoError(t, err)
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	require.NoError(t, b.Create(t.Context(), r))
@@ -41,7 +42,7 @@ func TestCrashWhileMounting(t *testing.T) {
 	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
 		require.NoError(t, mount.Point(filepath.Join(dir, name)))
 	}
-	require.NoError(t, ext4.Mount(filepath.Join(dir, diskFile), filepath.Join(dir, diskDir)))
+	require.NoError(t, ext4.Mount(t.Context(), filepath.Join(dir, diskFile), filepath.Join(dir, diskDir), 1))
 	require.NoError(t, os.Mkdir(filepath.Join(dir, diskDir, "upper"), 0o700)) // without its owner yet
 	require.NoError(t, mount.CloneIDMapped(e.Image, filepath.Join(dir, lowerDir), r.IDs))
 	path, err := b.Mount(t.Context(), r)
@@ -53,11 +54,60 @@ func TestCrashWhileMounting(t *testing.T) {
 	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 
+// TestCrashWhileGrowing: the record has the new size and the disk not yet; Mount completes it.
+func TestCrashWhileGrowing(t *testing.T) {
+	e := storagetest.NewEnvironment(t)
+	b, err := New(t.Context(), e.Dir, 0)
+	require.NoError(t, err)
+	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
+	for name, cut := range map[string]func(){
+		"after the record": func() {},
+		"after the file":   func() { require.NoError(t, os.Truncate(b.pool.Path("a", diskFile), 2<<30)) },
+	} {
+		require.NoError(t, b.Create(t.Context(), r), name)
+		larger := r
+		larger.SizeGB = 2
+		require.NoError(t, b.pool.Set("a", larger), name)
+		cut()
+		path, err := b.Mount(t.Context(), r)
+		require.NoError(t, err, name)
+		var st unix.Statfs_t
+		require.NoError(t, unix.Statfs(path, &st), name)
+		require.InDelta(t, 2<<30, float64(st.Blocks)*float64(st.Bsize), 0.06*(2<<30), name)
+		require.NoError(t, b.Delete(t.Context(), "a"), name)
+	}
+}
+
+// TestInodes: a guest cannot make more files than its disk's size allows.
+func TestInodes(t *testing.T) {
+	e := storagetest.NewEnvironment(t)
+	b, err := New(t.Context(), e.Dir, 2000)
+	require.NoError(t, err)
+	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
+	require.NoError(t, b.Create(t.Context(), r))
+	path, err := b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	files := 0
+	for ; files < 5000; files++ {
+		if err = os.WriteFile(filepath.Join(path, fmt.Sprintf("f%d", files)), nil, 0o600); err != nil {
+			break
+		}
+	}
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.InDelta(t, 2000, files, 100)
+	require.NoError(t, b.Unmount(t.Context(), "a"))
+	require.NoError(t, b.Grow(t.Context(), "a", 2))
+	_, err = b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(path, "more"), nil, 0o600), "they grow with the disk")
+	require.NoError(t, b.Delete(t.Context(), "a"))
+}
+
 // BenchmarkReady is the time from nothing to a mounted root disk of 10 GiB, and
 // from there to nothing again.
 func BenchmarkReady(b *testing.B) {
 	e := storagetest.NewEnvironment(b)
-	back, err := New(e.Dir)
+	back, err := New(b.Context(), e.Dir, 0)
 	require.NoError(b, err)
 	var create, mounted, deleted time.Duration
 	for i := 0; b.Loop(); i++ {

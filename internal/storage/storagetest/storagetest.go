@@ -147,11 +147,27 @@ func MakeImage(t testing.TB, dir string) {
 // netRaw is cap_net_raw=ep as revision 2.
 var netRaw = []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 
-// Run runs the suite; open opens the back end in the environment's directory and
-// is called again where a test needs a restart of the agent.
-func Run(t *testing.T, open func(dir string) (storage.Backend, error)) {
+// Subject is a back end to be tested.
+type Subject struct {
+	// Open opens the back end in a directory; it is called again where a test needs a restart of the agent.
+	Open func(dir string) (storage.Backend, error)
+	// FileSystem mounts at the directory what the back end needs there, and takes it away with the
+	// test; nil: any file system will do.
+	FileSystem func(t testing.TB, dir string)
+	// SharedSpace: a root disk is a part of the pool's file system and shows its size, not its own.
+	SharedSpace bool
+	// Full is what a guest gets that writes beyond its disk's size; nil: ENOSPC.
+	Full error
+}
+
+// Run runs the suite.
+func Run(t *testing.T, s Subject) {
 	t.Helper()
-	s := suite{open: open}
+	run(t, suite{s})
+}
+
+func run(t *testing.T, s suite) {
+	t.Helper()
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, Environment, storage.Backend)
@@ -160,7 +176,9 @@ func Run(t *testing.T, open func(dir string) (storage.Backend, error)) {
 		{"two ranges", s.twoRanges},
 		{"guest", s.guest},
 		{"quota", s.quota},
+		{"grow", s.grow},
 		{"no quota", s.noQuota},
+		{"second disk", s.secondDisk},
 		{"repeat", s.repeat},
 		{"keeps changes", s.keepsChanges},
 		{"busy", s.busy},
@@ -172,16 +190,18 @@ func Run(t *testing.T, open func(dir string) (storage.Backend, error)) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := NewEnvironment(t)
-			b, err := open(e.Dir)
+			if s.FileSystem != nil {
+				require.NoError(t, os.Mkdir(e.Dir, 0o755)) //nolint:gosec // guests pass through it
+				s.FileSystem(t, e.Dir)
+			}
+			b, err := s.Open(e.Dir)
 			require.NoError(t, err)
 			test.run(t, e, b)
 		})
 	}
 }
 
-type suite struct {
-	open func(dir string) (storage.Backend, error)
-}
+type suite struct{ Subject }
 
 // ids is a range of its own for each n.
 func ids(n uint32) storage.IDRange { return storage.IDRange{Base: 2_000_000 + n*65536, Size: 65536} }
@@ -285,27 +305,105 @@ func (suite) guest(t *testing.T, e Environment, b storage.Backend) {
 	require.NoError(t, err)
 }
 
-func (suite) quota(t *testing.T, e Environment, b storage.Backend) {
-	path := up(t, b, root(e, "a", 0, 1))
+// size is what df shows.
+func size(t *testing.T, path string) float64 {
+	t.Helper()
 	var st unix.Statfs_t
 	require.NoError(t, unix.Statfs(path, &st))
-	total := st.Blocks * uint64(st.Bsize) //nolint:gosec // positive
-	require.InDelta(t, 1<<30, float64(total), 0.06*(1<<30), "df shows the flavor's size")
-	file, err := os.Create(filepath.Join(path, "large"))
+	return float64(st.Blocks) * float64(st.Bsize)
+}
+
+// writeUntilFull writes at most limit MiB to a file and tells how many fit.
+func writeUntilFull(t *testing.T, path string, limit int) (int, error) {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
-	defer file.Close() //nolint:errcheck // the disk is full
+	defer file.Close() //nolint:errcheck // the disk may be full
 	chunk := bytes.Repeat([]byte{1}, 1<<20)
-	written := 0
-	for ; written < 1100; written++ {
+	for written := range limit {
 		if _, err = file.Write(chunk); err != nil {
-			break
+			return written, err
 		}
 	}
-	if err == nil {
-		err = file.Sync()
+	return limit, file.Sync()
+}
+
+func (s suite) full() error {
+	if s.Full != nil {
+		return s.Full
 	}
-	require.ErrorIs(t, err, unix.ENOSPC)
+	return unix.ENOSPC
+}
+
+func (s suite) quota(t *testing.T, e Environment, b storage.Backend) {
+	path := up(t, b, root(e, "a", 0, 1))
+	if !s.SharedSpace {
+		require.InDelta(t, 1<<30, size(t, path), 0.06*(1<<30), "df shows the flavor's size")
+	}
+	written, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
+	require.ErrorIs(t, err, s.full())
 	require.Greater(t, written, 900)
+}
+
+// capable tells whether this process has a capability.
+func capable(capability uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
+func (s suite) grow(t *testing.T, e Environment, b storage.Backend) {
+	require.ErrorIs(t, b.Grow(t.Context(), "a", 2), storage.ErrNotFound)
+	r := root(e, "a", 0, 1)
+	path := up(t, b, r)
+	written, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
+	require.ErrorIs(t, err, s.full())
+	if err := b.Grow(t.Context(), "a", 2); !s.SharedSpace && !capable(unix.CAP_SYS_RESOURCE) {
+		require.ErrorIs(t, err, storage.ErrBusy)
+		require.ErrorContains(t, err, "CAP_SYS_RESOURCE")
+		t.Log("this process has no CAP_SYS_RESOURCE: the disk grows with its next mount")
+		require.NoError(t, b.Unmount(t.Context(), "a"))
+		_, err = b.Mount(t.Context(), r)
+		require.NoError(t, err)
+	} else {
+		require.NoError(t, err, "while it is in use")
+	}
+	require.NoError(t, b.Grow(t.Context(), "a", 2))
+	if !s.SharedSpace {
+		require.InDelta(t, 2<<30, size(t, path), 0.06*(2<<30))
+	}
+	more, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
+	require.ErrorIs(t, err, s.full())
+	require.InDelta(t, 2*written, written+more, 0.1*float64(2*written))
+	require.ErrorIs(t, b.Grow(t.Context(), "a", 1), storage.ErrUnsupported, "disks do not shrink")
+
+	require.NoError(t, b.Unmount(t.Context(), "a"))
+	require.NoError(t, b.Grow(t.Context(), "a", 3), "while it is not")
+	r.SizeGB = 3
+	require.NoError(t, b.Create(t.Context(), r), "that is the disk's size now")
+	path, err = b.Mount(t.Context(), r)
+	require.NoError(t, err)
+	if !s.SharedSpace {
+		require.InDelta(t, 3<<30, size(t, path), 0.06*(3<<30))
+	}
+	_, err = writeUntilFull(t, filepath.Join(path, "large"), 700)
+	require.NoError(t, err)
+	require.FileExists(t, filepath.Join(path, "etc/hostname"))
+}
+
+// secondDisk: an instance may have two disks, and they have nothing in common.
+func (suite) secondDisk(t *testing.T, e Environment, b storage.Backend) {
+	one, two := up(t, b, root(e, "a", 0, 1)), up(t, b, root(e, "a.rescue", 0, 1))
+	require.NotEqual(t, one, two)
+	require.NoError(t, os.WriteFile(filepath.Join(two, "etc/hostname"), []byte("rescue\n"), 0o600))
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "a.rescue"}, list)
+	require.Equal(t, "a", storage.Owner("a.rescue"))
+	require.NoError(t, b.Delete(t.Context(), "a.rescue"))
+	got, err := os.ReadFile(filepath.Join(one, "etc/hostname"))
+	require.NoError(t, err)
+	require.Equal(t, "image\n", string(got))
 }
 
 func (suite) noQuota(t *testing.T, e Environment, b storage.Backend) {
@@ -355,7 +453,7 @@ func (s suite) keepsChanges(t *testing.T, e Environment, b storage.Backend) {
 	require.NoError(t, os.Rename(filepath.Join(path, "home"), filepath.Join(path, "users")))
 	require.NoError(t, b.Unmount(t.Context(), "a"))
 	// The agent may be another one by now, and the host rebooted.
-	b, err := s.open(e.Dir)
+	b, err := s.Open(e.Dir)
 	require.NoError(t, err)
 	path, err = b.Mount(t.Context(), r)
 	require.NoError(t, err)
@@ -411,6 +509,8 @@ func (suite) deleteIsFast(t *testing.T, e Environment, b storage.Backend) {
 
 func (suite) refuses(t *testing.T, e Environment, b storage.Backend) {
 	for name, change := range map[string]func(*storage.Root){
+		"hidden id":      func(r *storage.Root) { r.InstanceID = ".new" },
+		"two words":      func(r *storage.Root) { r.InstanceID = "a.b.c" },
 		"path as id":     func(r *storage.Root) { r.InstanceID = "../x" },
 		"no id":          func(r *storage.Root) { r.InstanceID = "" },
 		"relative image": func(r *storage.Root) { r.ImagePath = "image" },
@@ -449,7 +549,7 @@ func (s suite) restart(t *testing.T, e Environment, b storage.Backend) {
 	half := filepath.Join(e.Dir, ".new", "b", "rootfs")
 	require.NoError(t, os.MkdirAll(half, 0o711)) //nolint:gosec // as the back end makes it
 	require.NoError(t, mount.New("tmpfs", half))
-	b, err := s.open(e.Dir)
+	b, err := s.Open(e.Dir)
 	require.NoError(t, err)
 	mounted, err := mount.Is(path)
 	require.NoError(t, err)

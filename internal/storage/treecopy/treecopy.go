@@ -1,4 +1,6 @@
-package dir
+// Package treecopy copies an unpacked image for one instance, with everything that is easily
+// lost: owners, modes, links, holes, access lists and file capabilities.
+package treecopy
 
 import (
 	"context"
@@ -28,9 +30,13 @@ type copier struct {
 	buf   []byte
 }
 
-// copyTree copies the directory source to the existing directory target, and moves
-// every owner, access list and file capability into the id range.
-func copyTree(ctx context.Context, source, target string, ids storage.IDRange) error {
+// AsIs is the range of a copy whose ids stay what they are.
+var AsIs = storage.IDRange{Size: 1<<32 - 1}
+
+// Copy copies the directory source to the existing directory target, and moves
+// every owner, access list and file capability into the id range. Blocks are shared where
+// the file system can.
+func Copy(ctx context.Context, source, target string, ids storage.IDRange) error {
 	src, err := openDir(unix.AT_FDCWD, source)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
@@ -334,6 +340,10 @@ func (c *copier) shiftCapability(value []byte) ([]byte, error) {
 	}
 	out := make([]byte, capSize3)
 	copy(out, value[:capSize2])
+	if c.ids.Base+rootID == 0 { // of the root who has it: nothing was moved
+		binary.LittleEndian.PutUint32(out, magic&^capRevisionMask|capRevision2)
+		return out[:capSize2], nil
+	}
 	binary.LittleEndian.PutUint32(out, magic&^capRevisionMask|capRevision3)
 	binary.LittleEndian.PutUint32(out[capSize2:], c.ids.Base+rootID)
 	return out, nil

@@ -1,4 +1,4 @@
-package dir
+package treecopy
 
 import (
 	"encoding/binary"
