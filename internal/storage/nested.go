@@ -50,6 +50,21 @@ func (b *byNesting) Delete(ctx context.Context, instanceID string) error {
 	return errors.Join(b.normal.Delete(ctx, instanceID), b.nested.Delete(ctx, instanceID))
 }
 
+// Devices implements Devicer.
+func (b *byNesting) Devices(ctx context.Context, instanceID string) ([]Device, error) {
+	for _, back := range []Backend{b.normal, b.nested} {
+		d, ok := back.(Devicer)
+		if !ok {
+			continue
+		}
+		devices, err := d.Devices(ctx, instanceID)
+		if !errors.Is(err, ErrNotFound) {
+			return devices, err
+		}
+	}
+	return nil, ErrNotFound
+}
+
 // List implements Backend.
 func (b *byNesting) List(ctx context.Context) ([]string, error) {
 	normal, err := b.normal.List(ctx)

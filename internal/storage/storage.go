@@ -107,6 +107,18 @@ type Runner interface {
 	Run(ctx context.Context) error
 }
 
+// Device is a block device that an instance's data goes to.
+type Device struct {
+	Number string // "major:minor", of a whole disk
+	Own    bool   // nobody else's data goes there
+}
+
+// Devicer is a back end that can tell which devices I/O limits must be set on.
+type Devicer interface {
+	// Devices returns the block devices of a mounted disk; none if there are none that the kernel could throttle.
+	Devices(ctx context.Context, instanceID string) ([]Device, error)
+}
+
 // Usage is a pool's size in bytes.
 type Usage struct {
 	Total uint64

@@ -35,6 +35,7 @@ type Backend struct {
 var (
 	_ storage.Backend = (*Backend)(nil)
 	_ storage.Runner  = (*Backend)(nil)
+	_ storage.Devicer = (*Backend)(nil)
 )
 
 // New opens the root disks in dir, making it if needed. inodesPerGB bounds the files of a
@@ -136,6 +137,11 @@ func (b *Backend) Delete(ctx context.Context, instanceID string) error {
 		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
 	}
 	return nil
+}
+
+// Devices implements storage.Devicer.
+func (b *Backend) Devices(_ context.Context, instanceID string) ([]storage.Device, error) {
+	return pool.RootDevices(b.pool, instanceID, diskFile)
 }
 
 // List implements storage.Backend.

@@ -1,35 +1,29 @@
-// Package ext4 keeps a root disk of a fixed size in a sparse file: an ext4 file
+// Package ext4 keeps a disk of a fixed size in a sparse file: an ext4 file
 // system on a loop device that vanishes with its mount.
 package ext4
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/compute-agent/compute-agent/internal/storage/loop"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
-// mkfsTimeout is for a host that is swamped; it takes 10 ms otherwise.
-const mkfsTimeout = 30 * time.Second
-
-// minBytesPerInode is mkfs's own lower bound (e2fsprogs misc/mke2fs.c: EXT2_MIN_BLOCK_SIZE).
-const minBytesPerInode = 1024
-
-// nearlyNothing is less than what mkfs writes into a new disk.
-const nearlyNothing = 8 << 20
-
-// Program is where mkfs.ext4 is on every distribution with a merged /usr, and on Debian before.
-const Program = "/sbin/mkfs.ext4"
-
-// blockSize is that of the file systems made here.
-const blockSize = 4096
+const (
+	// Program is where mkfs.ext4 is on every distribution with a merged /usr, and on Debian before.
+	Program = "/sbin/mkfs.ext4"
+	// tools is the package of the programs used here.
+	tools = "e2fsprogs"
+	// mkfsTimeout is for a host that is swamped; it takes 10 ms otherwise.
+	mkfsTimeout = 30 * time.Second
+	// blockSize is that of the file systems made here.
+	blockSize = 4096
+	// minBytesPerInode is mkfs's own lower bound (e2fsprogs misc/mke2fs.c: EXT2_MIN_BLOCK_SIZE).
+	minBytesPerInode = 1024
+)
 
 // Format says which file system is made.
 type Format struct {
@@ -40,19 +34,7 @@ type Format struct {
 
 // Create makes the sparse file path with an empty file system.
 // Nothing is left behind when it fails.
-func Create(ctx context.Context, path string, f Format) (err error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("create disk: %w", err)
-	}
-	defer func() {
-		if err = errors.Join(err, file.Close()); err != nil {
-			_ = os.Remove(path)
-		}
-	}()
-	if err := file.Truncate(int64(f.SizeGB) << 30); err != nil {
-		return fmt.Errorf("size disk: %w", err)
-	}
+func Create(ctx context.Context, path string, f Format) error {
 	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
 	defer cancel()
 	// No blocks for root alone, since the guest's root is not the host's; the
@@ -68,19 +50,7 @@ func Create(ctx context.Context, path string, f Format) (err error) {
 	if f.Label != "" {
 		args = append(args, "-L", f.Label)
 	}
-	if err := run(ctx, Program, append(args, "--", path)...); err != nil {
-		return fmt.Errorf("make file system: %w", full(path, err))
-	}
-	return nil
-}
-
-// full tells of a failed program that the disk was full, if it was: its exit status does not.
-func full(path string, failure error) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(path), &st); err == nil && st.Bavail*uint64(st.Bsize) < nearlyNothing { //nolint:gosec // positive
-		return fmt.Errorf("%w: %w", failure, unix.ENOSPC)
-	}
-	return failure
+	return loop.Create(path, f.SizeGB, func() error { return loop.Run(ctx, tools, Program, append(args, "--", path)...) })
 }
 
 // Mount mounts the file system in the file at target, grown to sizeGB first if an earlier Grow was
@@ -89,44 +59,27 @@ func Mount(ctx context.Context, path, target string, sizeGB int) error {
 	if err := Grow(ctx, path, sizeGB); err != nil {
 		return err
 	}
-	loop, err := attach(path)
+	device, err := loop.Attach(path)
 	if err != nil {
 		return err
 	}
-	defer loop.Close() //nolint:errcheck // nothing was written
-	return mount.New("ext4", target, options(loop)...)
+	defer device.Close() //nolint:errcheck // nothing was written
+	return mount.New("ext4", target, options(device)...)
 }
 
 // options: noinit_itable, or the kernel would write the tables that were left out;
 // discard, so that what the guest deletes is given back to the host.
-func options(loop *os.File) []mount.Option {
-	return []mount.Option{{Key: "source", Value: loop.Name()}, {Key: "noinit_itable"}, {Key: "discard"}, {Key: "errors", Value: "remount-ro"}}
+func options(device *os.File) []mount.Option {
+	return []mount.Option{{Key: "source", Value: device.Name()}, {Key: "noinit_itable"}, {Key: "discard"}, {Key: "errors", Value: "remount-ro"}}
 }
 
-// goingNoLogFlush makes EXT4_IOC_SHUTDOWN drop everything that is not on disk (fs/ext4/ext4.h).
-const goingNoLogFlush = 2
-
 // Shutdown stops the file system in the file, if it is mounted, without writing
-// what is dirty: for a disk that is about to be removed, whose unmounting would
-// otherwise write gigabytes for nothing.
+// what is dirty.
 func Shutdown(path string) error {
-	loop, err := attached(path)
-	if err != nil || loop == nil {
+	device, err := loop.Attached(path)
+	if err != nil || device == nil {
 		return err
 	}
-	defer loop.Close() //nolint:errcheck // nothing was written
-	fs, err := mount.Detached("ext4", options(loop)...)
-	if err != nil {
-		return err
-	}
-	defer fs.Close() //nolint:errcheck // nothing was written
-	dir, err := unix.Openat(int(fs.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open file system of %s: %w", path, err)
-	}
-	defer unix.Close(dir) //nolint:errcheck // nothing was written
-	if err := unix.IoctlSetPointerInt(dir, ioctlShutdown, goingNoLogFlush); err != nil {
-		return fmt.Errorf("shut down file system of %s: %w", path, err)
-	}
-	return nil
+	defer device.Close() //nolint:errcheck // nothing was written
+	return loop.Shutdown(device, "ext4", options(device)...)
 }

@@ -7,17 +7,19 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/mount"
+	"github.com/compute-agent/compute-agent/internal/storage/loop"
 )
 
 const (
+	// ioctlResize is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
+	ioctlResize = 0x40086610
+
 	checker = "/sbin/e2fsck"
 	resizer = "/sbin/resize2fs"
 	// growTimeout: the check before an offline resize reads every table of the file system.
@@ -36,35 +38,24 @@ func Grow(ctx context.Context, path string, sizeGB int) error {
 	if have >= int64(sizeGB)<<30 {
 		return nil
 	}
-	if err := extend(path, sizeGB); err != nil {
+	if err := loop.Extend(path, sizeGB); err != nil {
 		return err
 	}
-	loop, err := attached(path)
+	device, err := loop.Attached(path)
 	if err != nil {
 		return err
 	}
-	if loop == nil {
+	if device == nil {
 		return growOffline(ctx, path)
 	}
-	defer loop.Close() //nolint:errcheck // nothing was written
-	// The device keeps its size until it is told.
-	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fmt.Errorf("tell %s its new size: %w", loop.Name(), err)
-	}
-	fs, err := mount.Detached("ext4", options(loop)...)
-	if err != nil {
+	defer device.Close() //nolint:errcheck // nothing was written
+	if err := loop.Refresh(device); err != nil {
 		return err
 	}
-	defer fs.Close() //nolint:errcheck // nothing was written
-	return growOnline(fs, path, sizeGB)
+	return loop.With(device, "ext4", options(device), func(dir int) error { return growOnline(dir, path, sizeGB) })
 }
 
-func growOnline(fs *os.File, path string, sizeGB int) error {
-	dir, err := unix.Openat(int(fs.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open file system of %s: %w", path, err)
-	}
-	defer unix.Close(dir)                                                                                    //nolint:errcheck // nothing was written
+func growOnline(dir int, path string, sizeGB int) error {
 	blocks := uint64(sizeGB) << 30 / blockSize                                                               //nolint:gosec // positive
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dir), ioctlResize, uintptr(unsafe.Pointer(&blocks))) //nolint:gosec // the ioctl takes a pointer
 	if errors.Is(errno, unix.EPERM) {
@@ -81,47 +72,15 @@ func growOnline(fs *os.File, path string, sizeGB int) error {
 func growOffline(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, growTimeout)
 	defer cancel()
-	err := run(ctx, checker, "-f", "-p", "--", path)
+	err := loop.Run(ctx, tools, checker, "-f", "-p", "--", path)
 	if status, ok := errors.AsType[*exec.ExitError](err); ok && status.ExitCode() == checkFixed {
 		err = nil
 	}
 	if err != nil {
 		return fmt.Errorf("check file system: %w", err)
 	}
-	if err := run(ctx, resizer, path); err != nil {
-		return fmt.Errorf("grow file system: %w", full(path, err))
-	}
-	return nil
-}
-
-// run executes one of e2fsprogs' programs.
-func run(ctx context.Context, program string, args ...string) error {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/sbin:/usr/bin:/bin"}
-	cmd.Dir = "/"
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, program)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
-	}
-	return nil
-}
-
-// extend makes the sparse file at least that large.
-func extend(path string, sizeGB int) error {
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("open disk: %w", err)
-	}
-	defer file.Close() //nolint:errcheck // Truncate has told
-	info, err := file.Stat()
-	if err == nil && info.Size() < int64(sizeGB)<<30 {
-		err = file.Truncate(int64(sizeGB) << 30)
-	}
-	if err != nil {
-		return fmt.Errorf("size disk: %w", err)
+	if err := loop.Run(ctx, tools, resizer, path); err != nil {
+		return fmt.Errorf("grow file system: %w", loop.Full(path, err))
 	}
 	return nil
 }

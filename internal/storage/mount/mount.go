@@ -28,10 +28,45 @@ func Is(path string) (bool, error) {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
 	}
+	if errors.Is(err, unix.EIO) { // a file system that was shut down may tell nothing any more; XFS does not
+		return listed(path)
+	}
 	if err != nil {
 		return false, fmt.Errorf("look at %s: %w", path, err)
 	}
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// listed tells whether the kernel's table of mounts has one at path (proc_pid_mountinfo(5)).
+func listed(path string) (bool, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, fmt.Errorf("look for mounts: %w", err)
+	}
+	// Blanks and the like are written as octal numbers.
+	escaped := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(path)
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == escaped {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// types are the file systems that Type knows, by their magic numbers (statfs(2)).
+var types = map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs"}
+
+// Type is the name of the file system that path is on; "": it is another one, or there is nothing.
+func Type(path string) (string, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(path, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at %s: %w", path, err)
+	}
+	return types[int64(st.Type)], nil //nolint:unconvert // 32 bits on some architectures
 }
 
 // Unmount unmounts everything that is mounted at path, and waits for users to

@@ -43,6 +43,7 @@ type Backend struct {
 var (
 	_ storage.Backend = (*Backend)(nil)
 	_ storage.Runner  = (*Backend)(nil)
+	_ storage.Devicer = (*Backend)(nil)
 )
 
 // New opens the root disks in dir, making it if needed, and tries out on a scratch
@@ -226,6 +227,11 @@ func (b *Backend) Delete(ctx context.Context, instanceID string) error {
 		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
 	}
 	return nil
+}
+
+// Devices implements storage.Devicer.
+func (b *Backend) Devices(_ context.Context, instanceID string) ([]storage.Device, error) {
+	return pool.RootDevices(b.pool, instanceID, diskFile)
 }
 
 // List implements storage.Backend.

@@ -1,4 +1,6 @@
-package ext4
+// Package loop keeps file systems in files: loop devices that vanish with their mounts, and
+// what is the same for every file system on them.
+package loop
 
 import (
 	"errors"
@@ -13,21 +15,17 @@ import (
 )
 
 const (
-	// ioctlShutdown is EXT4_IOC_SHUTDOWN, _IOR('X', 125, __u32).
-	ioctlShutdown = 0x8004587d
-	// ioctlResize is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
-	ioctlResize = 0x40086610
 	// loopAttempts bounds the race for a free device with other programs.
 	loopAttempts = 64
 	// sectorSize is the block size that the guest's file system sees.
 	sectorSize = 512
 )
 
-// attach gives a loop device of the file: the one it has, since two would be two
+// Attach gives a loop device of the file: the one it has, since two would be two
 // caches of one file system, or a new one. The device is released by the kernel
 // when the returned file is closed and nothing has it mounted.
-func attach(path string) (*os.File, error) {
-	if loop, err := attached(path); loop != nil || err != nil {
+func Attach(path string) (*os.File, error) {
+	if loop, err := Attached(path); loop != nil || err != nil {
 		return loop, err
 	}
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -68,8 +66,8 @@ func attach(path string) (*os.File, error) {
 	return nil, fmt.Errorf("attach %s: other programs took every loop device in %d attempts", path, loopAttempts)
 }
 
-// attached finds the loop device that has the file already; nil: none.
-func attached(path string) (*os.File, error) {
+// Attached finds the loop device that has the file already; nil: none.
+func Attached(path string) (*os.File, error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, fmt.Errorf("list loop devices: %w", err)
@@ -92,4 +90,26 @@ func attached(path string) (*os.File, error) {
 		_ = loop.Close()
 	}
 	return nil, nil //nolint:nilnil // no device is an answer
+}
+
+// Number is the "major:minor" of the loop device that has the file; "": none has it.
+func Number(path string) (string, error) {
+	loop, err := Attached(path)
+	if err != nil || loop == nil {
+		return "", err
+	}
+	defer loop.Close() //nolint:errcheck // nothing was written
+	var st unix.Stat_t
+	if err := unix.Fstat(int(loop.Fd()), &st); err != nil {
+		return "", fmt.Errorf("look at %s: %w", loop.Name(), err)
+	}
+	return fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), nil
+}
+
+// Refresh tells the loop device that has the file of the file's new size.
+func Refresh(loop *os.File) error {
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("tell %s its new size: %w", loop.Name(), err)
+	}
+	return nil
 }
