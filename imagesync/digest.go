@@ -45,6 +45,9 @@ func newDigest(r Request) (*digest, error) {
 	case r.HashValue != "":
 		return nil, &refused{found: fmt.Sprintf("a hash of the unknown kind %q and no checksum", r.HashAlgo), want: "os_hash_algo sha512 or another of the SHA-2 and SHA-3 families"}
 	}
+	if r.Local { // Glance's default: the same bytes there need no download
+		d.sums["sha512"] = sha512.New()
+	}
 	if d.algo != "" && d.sums[d.algo] == nil {
 		d.sums[d.algo] = hashers[d.algo]()
 	}

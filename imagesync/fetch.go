@@ -102,7 +102,7 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 
 	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay, stall: s.o.StallTimeout}
 	defer body.Close() //nolint:errcheck // only read
-	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, next: time.Now().Add(progressInterval)}
+	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, flight: r.flight, next: time.Now().Add(progressInterval)}
 	in := bufio.NewReaderSize(counted, sniffSize)
 	stats, err := s.unpackStream(ctx, in, stage)
 	if err := s.conclude(in, body, sums, err); err != nil {
@@ -241,6 +241,7 @@ func (s *Store) publish(image string, c content) (content, error) {
 		return content{}, fmt.Errorf("publish image: %w", err)
 	}
 	s.contents[c.Fingerprint] = c
+	s.landed[c.Fingerprint] = c.imported
 	return c, nil
 }
 
@@ -252,12 +253,17 @@ type progress struct {
 	size int64
 	n    int64
 	next time.Time
+
+	flight *flight // for Store.Transfers
 }
 
 // Read implements io.Reader.
 func (p *progress) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.n += int64(n)
+	if p.flight != nil {
+		p.flight.received.Store(p.n)
+	}
 	if now := time.Now(); now.After(p.next) {
 		p.next = now.Add(progressInterval)
 		reqctx.Log(p.ctx).WithField("image_id", p.id).WithField("bytes", p.n).WithField("size", p.size).Info("image import goes on")

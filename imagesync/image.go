@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -18,9 +19,27 @@ var (
 	ErrInUse = errors.New("image is in use")
 	// ErrNotFound: the store has no image of that id.
 	ErrNotFound = errors.New("image is not in the store")
+	// ErrExists: the store has an image of that local name.
+	ErrExists = errors.New("image exists in the store")
 	// ErrLocked: another process has the store open.
 	ErrLocked = errors.New("image store is in use by another process")
 )
+
+// InUseError tells who uses an image that was to be removed. It is an ErrInUse.
+type InUseError struct {
+	Instances []string // UUIDs; empty: an operation of the agent, such as a build or an export
+}
+
+// Error implements error.
+func (e *InUseError) Error() string {
+	if len(e.Instances) == 0 {
+		return ErrInUse.Error() + " by a build or an export"
+	}
+	return fmt.Sprintf("%s by %s", ErrInUse, strings.Join(e.Instances, ", "))
+}
+
+// Is makes it an ErrInUse.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse } //nolint:errorlint // the sentinel itself is meant
 
 // UnacceptableError tells that an image can never run here: its content or its
 // declared format is not one that the store takes. Nova's ImageUnacceptable.
@@ -57,7 +76,16 @@ type Request struct {
 	HostArch        string // the host's architecture in Nova's spelling, e.g. x86_64
 	Properties      map[string]string
 	Source          Source
+	// Local: not an image of Glance's. Its ID must begin with LocalPrefix, and no other's may.
+	Local bool
+	Keep  bool // Prune leaves the image alone
+
+	flight *flight // whose progress the import tells
 }
+
+// LocalPrefix begins the ids of images that are not Glance's. Those are UUIDs, in which
+// its letters do not occur.
+const LocalPrefix = "local-"
 
 // Image is one image of the store as seen under one Glance id.
 type Image struct {
@@ -66,9 +94,15 @@ type Image struct {
 	Path         string // directory of the unpacked root file system, for reading only
 	TemplatesDir string // directory of the image's templates; empty: none
 	Metadata     Metadata
-	Size         int64 // bytes downloaded
-	UnpackedSize int64 // bytes of file content in the tree
+	Size         int64             // bytes downloaded
+	UnpackedSize int64             // bytes of file content in the tree
+	DiskSize     int64             // bytes that the tree takes on the disk, once for all ids of this content
+	Entries      int               // files, directories and links of the tree
+	Hashes       map[string]string // of the downloaded bytes, by Glance's algorithm name
+	Imported     time.Time
 	LastUsed     time.Time
+	Keep         bool     // only Remove removes it, not Prune
+	SameContent  []string // other ids of the same content, sorted
 	Instances    []string // UUIDs of the instances that use it, sorted
 }
 

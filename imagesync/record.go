@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +19,7 @@ type content struct {
 	Fingerprint  string            `json:"fingerprint"`
 	Size         int64             `json:"size"`
 	UnpackedSize int64             `json:"unpacked_size"`
+	DiskSize     int64             `json:"disk_size,omitempty"` // known some time after the import
 	Entries      int               `json:"entries"`
 	Devices      int               `json:"devices_left_out,omitempty"`
 	Hashes       map[string]string `json:"hashes"`             // by Glance's algorithm name
@@ -34,6 +37,7 @@ type alias struct {
 	ID          string   `json:"id"`
 	Fingerprint string   `json:"fingerprint"`
 	Metadata    Metadata `json:"metadata"`
+	Keep        bool     `json:"keep,omitempty"`
 
 	lastUsed time.Time
 	refs     map[string]struct{}
@@ -158,18 +162,58 @@ func (s *Store) settle(fingerprint string) error {
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", dir.Name(), err)
 	}
+	used, err := diskUsage(s.path("images", fingerprint))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("measure image: %w", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, ok := s.contents[fingerprint]
 	if !ok || c.BootID == "" {
 		return nil
 	}
-	c.BootID = ""
+	c.BootID, c.DiskSize = "", used
 	if err := s.writeJSON(s.path("images", fingerprint, "image.json"), c); err != nil {
 		return err
 	}
 	s.contents[fingerprint] = c
 	return nil
+}
+
+// disk is what a content takes on the disk, or will at most.
+func (c *content) disk() int64 {
+	if c.DiskSize > 0 {
+		return c.DiskSize
+	}
+	return c.UnpackedSize
+}
+
+// diskUsage adds up the blocks of a tree, files with several links once.
+func diskUsage(dir string) (int64, error) {
+	var total int64
+	seen := map[uint64]struct{}{}
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if st.Nlink > 1 && !d.IsDir() {
+			if _, again := seen[st.Ino]; again {
+				return nil
+			}
+			seen[st.Ino] = struct{}{}
+		}
+		total += st.Blocks * 512
+		return nil
+	})
+	return total, err
 }
 
 func bootID() (string, error) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,9 +26,11 @@ type Store struct {
 
 	mu       sync.Mutex // guards the fields below and every change under images, aliases and refs
 	closed   bool
-	contents map[string]content // by fingerprint
-	aliases  map[string]*alias  // by Glance id
-	flights  map[string]*flight // imports in flight, by flightKey
+	contents map[string]content   // by fingerprint
+	aliases  map[string]*alias    // by Glance id
+	flights  map[string]*flight   // imports in flight, by flightKey
+	holds    map[string]int       // by image id; see Hold
+	landed   map[string]time.Time // when this process imported a content; see landing
 }
 
 // Open opens the store in o.Dir, making it if needed, and clears what a crash has
@@ -43,6 +46,8 @@ func Open(o Options) (*Store, error) {
 		contents: map[string]content{},
 		aliases:  map[string]*alias{},
 		flights:  map[string]*flight{},
+		holds:    map[string]int{},
+		landed:   map[string]time.Time{},
 	}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", o.Dir, err)
@@ -67,11 +72,15 @@ func (s *Store) open() error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return ErrLocked
+			return lockedBy(s.path("lock"))
 		}
 		return fmt.Errorf("lock: %w", err)
 	}
 	s.lock = lock
+	if err := s.sign(); err != nil {
+		_ = lock.Close()
+		return err
+	}
 	if err := s.recover(); err != nil {
 		_ = lock.Close()
 		return err
@@ -130,6 +139,22 @@ func (s *Store) List(_ context.Context) ([]Image, error) {
 	return images, nil
 }
 
+// Hold keeps an image from being removed, whether the store has it already or not, until
+// the returned function is called. It bridges the time between Sync and Acquire and that
+// of an export; it does not outlive the process.
+func (s *Store) Hold(id string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holds[id]++
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.holds[id]--; s.holds[id] == 0 {
+			delete(s.holds, id)
+		}
+	})
+}
+
 // Acquire records that an instance uses an image, so that it is not removed.
 // Repeating it is harmless. ErrNotFound: sync the image first. References are
 // on disk but not forced there: after a host crash, acquire again for every
@@ -183,51 +208,6 @@ func (s *Store) Remove(_ context.Context, id string) error {
 	return removeAll(doomed)
 }
 
-// Prune removes what no instance uses and nobody has asked for since unused ago,
-// and returns the Glance ids it removed. As Nova's image cache manager
-// (nova/virt/libvirt/imagecache.py) with remove_unused_original_minimum_age_seconds.
-func (s *Store) Prune(ctx context.Context, unused time.Duration) ([]string, error) {
-	before := time.Now().Add(-unused)
-	s.mu.Lock()
-	var old, orphans []string
-	named := map[string]bool{}
-	for id, a := range s.aliases {
-		named[a.Fingerprint] = true
-		if len(a.refs) == 0 && a.lastUsed.Before(before) {
-			old = append(old, id)
-		}
-	}
-	for fp, c := range s.contents {
-		if !named[fp] && c.imported.Before(before) {
-			orphans = append(orphans, fp)
-		}
-	}
-	s.mu.Unlock()
-	slices.Sort(old)
-	var removed []string
-	for _, id := range old {
-		if err := ctx.Err(); err != nil {
-			return removed, fmt.Errorf("prune images: %w", err)
-		}
-		switch err := s.Remove(ctx, id); {
-		case errors.Is(err, ErrInUse): // taken since
-		case err != nil:
-			return removed, err
-		default:
-			removed = append(removed, id)
-		}
-	}
-	for _, fp := range orphans {
-		s.mu.Lock()
-		doomed, err := s.forgetContent(fp)
-		s.mu.Unlock()
-		if err := errors.Join(err, removeAll(doomed)); err != nil {
-			return removed, fmt.Errorf("prune images: %w", err)
-		}
-	}
-	return removed, nil
-}
-
 // forget removes an alias and moves its content away if that was the last one;
 // doomed is the moved directory, empty if there is none.
 func (s *Store) forget(id string) (doomed string, err error) {
@@ -237,13 +217,18 @@ func (s *Store) forget(id string) (doomed string, err error) {
 	if !ok {
 		return "", nil
 	}
-	if len(a.refs) > 0 {
-		return "", fmt.Errorf("%w by instance %s", ErrInUse, slices.Min(slices.Collect(maps.Keys(a.refs))))
+	if len(a.refs) > 0 || s.holds[id] > 0 {
+		return "", &InUseError{Instances: slices.Sorted(maps.Keys(a.refs))}
 	}
-	if err := os.Remove(s.path("aliases", id+".json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	return s.forgetLocked(a)
+}
+
+// forgetLocked does so for an alias that nobody uses. mu is held.
+func (s *Store) forgetLocked(a *alias) (doomed string, err error) {
+	if err := os.Remove(s.path("aliases", a.ID+".json")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	delete(s.aliases, id)
+	delete(s.aliases, a.ID)
 	return s.forgetContent(a.Fingerprint)
 }
 
@@ -278,13 +263,37 @@ func (s *Store) image(a *alias) Image {
 		Metadata:     a.Metadata,
 		Size:         c.Size,
 		UnpackedSize: c.UnpackedSize,
+		DiskSize:     c.disk(),
+		Entries:      c.Entries,
+		Hashes:       maps.Clone(c.Hashes),
+		Imported:     c.imported,
 		LastUsed:     a.lastUsed,
+		Keep:         a.Keep,
 		Instances:    slices.Sorted(maps.Keys(a.refs)),
 	}
+	for id, other := range s.aliases {
+		if other.Fingerprint == a.Fingerprint && id != a.ID {
+			img.SameContent = append(img.SameContent, id)
+		}
+	}
+	slices.Sort(img.SameContent)
 	if c.Templates {
 		img.TemplatesDir = s.path("images", a.Fingerprint, "templates")
 	}
 	return img
+}
+
+// use records a use, and that the image is to be kept. mu is held.
+func (s *Store) use(a *alias, keep bool) error {
+	if keep && !a.Keep {
+		kept := *a
+		kept.Keep = true
+		if err := s.writeJSON(s.path("aliases", a.ID+".json"), &kept); err != nil {
+			return fmt.Errorf("record image %s: %w", a.ID, err)
+		}
+		a.Keep = true
+	}
+	return s.touch(a)
 }
 
 // touch records a use. mu is held.
@@ -294,6 +303,25 @@ func (s *Store) touch(a *alias) error {
 		return fmt.Errorf("record use of image %s: %w", a.ID, err)
 	}
 	return nil
+}
+
+// sign leaves the process's id in the lock file, for the message of whoever finds it locked.
+func (s *Store) sign() error {
+	if err := s.lock.Truncate(0); err != nil {
+		return fmt.Errorf("sign lock: %w", err)
+	}
+	if _, err := s.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return fmt.Errorf("sign lock: %w", err)
+	}
+	return nil
+}
+
+func lockedBy(file string) error {
+	text, err := os.ReadFile(file)
+	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
+		return fmt.Errorf("%w (pid %s)", ErrLocked, strings.ToValidUTF8(pid, "?"))
+	}
+	return ErrLocked
 }
 
 func (s *Store) path(elem ...string) string {

@@ -66,9 +66,14 @@ func TestPrune(t *testing.T) {
 		require.NoError(t, os.Chtimes(s.path("aliases", id+".json"), long, long))
 	}
 	s = reopen(t, s)
-	removed, err := s.Prune(t.Context(), 24*time.Hour)
+	day := Policy{Unused: 24 * time.Hour}
+	dry, err := s.Prune(t.Context(), Policy{Unused: day.Unused, DryRun: true})
 	require.NoError(t, err)
-	require.Equal(t, []string{"old"}, removed)
+	require.Equal(t, []string{"old"}, prunedIDs(dry))
+	require.Len(t, readDir(t, s.path("aliases")), 3, "a dry run removes nothing")
+	removed, err := s.Prune(t.Context(), day)
+	require.NoError(t, err)
+	require.Equal(t, []string{"old"}, prunedIDs(removed))
 	images, err := s.List(t.Context())
 	require.NoError(t, err)
 	require.Len(t, images, 2)
@@ -79,9 +84,121 @@ func TestPrune(t *testing.T) {
 	s = reopen(t, s)
 	_, err = s.Sync(t.Context(), request("new", plainTar(t, 3)))
 	require.NoError(t, err)
-	removed, err = s.Prune(t.Context(), 24*time.Hour)
+	removed, err = s.Prune(t.Context(), day)
 	require.NoError(t, err)
 	require.Empty(t, removed)
+}
+
+func prunedIDs(pruned []Pruned) []string {
+	ids := []string{}
+	for _, p := range pruned {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// TestPruneCap: the least recently used go first, and none that is in use, held or to be kept.
+func TestPruneCap(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	ids := []string{"used", "held", "kept", "old", "twin", "middle", "new"}
+	for i, id := range ids {
+		size := 1<<20 + i
+		if id == "twin" {
+			size = 1<<20 + 3 // the content of "old"
+		}
+		r := request(id, plainTar(t, size))
+		r.Keep = id == "kept"
+		_, err := s.Sync(t.Context(), r)
+		require.NoError(t, err)
+	}
+	require.NoError(t, s.Acquire("used", "instance"))
+	for i, id := range ids {
+		stamp := time.Now().Add(time.Duration(i-10) * time.Hour)
+		require.NoError(t, os.Chtimes(s.path("aliases", id+".json"), stamp, stamp))
+	}
+	s = reopen(t, s)
+	usage, err := s.Usage()
+	require.NoError(t, err)
+	require.Equal(t, 7, usage.Images)
+	require.Equal(t, 6, usage.Contents)
+	one := usage.Bytes / 6
+	defer s.Hold("held")()
+
+	removed, err := s.Prune(t.Context(), Policy{Unused: -1, MaxBytes: usage.Bytes - one/2})
+	require.NoError(t, err)
+	require.Equal(t, []string{"old", "twin"}, prunedIDs(removed), "both ids of a content must go to free it")
+	require.Zero(t, removed[0].Bytes)
+	require.Positive(t, removed[1].Bytes)
+	removed, err = s.Prune(t.Context(), Policy{Unused: -1, MaxBytes: 1})
+	require.NoError(t, err)
+	require.Equal(t, []string{"middle", "new"}, prunedIDs(removed), "others are protected, whatever the cap")
+	removed, err = s.Prune(t.Context(), Policy{Unused: 0})
+	require.NoError(t, err)
+	require.Empty(t, removed)
+}
+
+// TestHold: nothing that a build or an export works with goes away.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	first, second := s.Hold("image"), s.Hold("image")
+	_, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
+	require.NoError(t, err)
+	first()
+	first()
+	require.ErrorIs(t, s.Remove(t.Context(), "image"), ErrInUse)
+	removed, err := s.Prune(t.Context(), Policy{})
+	require.NoError(t, err)
+	require.Empty(t, removed)
+	second()
+	require.NoError(t, s.Remove(t.Context(), "image"))
+	requireClean(t, s)
+}
+
+// TestLocalImages: names of this host's own cannot be taken for Glance's, nor hide other bytes.
+func TestLocalImages(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	data := plainTar(t, 10)
+	for _, r := range []Request{{ID: "local-x"}, {ID: "36adbebc-e44e-480c-a879-237d84122861", Local: true}} {
+		r.Source = &bytesSource{data: data}
+		_, err := s.Sync(t.Context(), r)
+		require.ErrorContains(t, err, LocalPrefix)
+	}
+	local := Request{ID: "local-x", Local: true, Source: &bytesSource{data: data}}
+	_, err := s.Sync(t.Context(), local)
+	require.NoError(t, err)
+	local.Source = &bytesSource{data: plainTar(t, 20)}
+	_, err = s.Sync(t.Context(), local)
+	require.ErrorIs(t, err, ErrExists)
+	src := &bytesSource{data: data}
+	r := request("36adbebc-e44e-480c-a879-237d84122861", data)
+	r.Source = src
+	img, err := s.Sync(t.Context(), r)
+	require.NoError(t, err)
+	require.Zero(t, src.opens(), "a local import is a pre-load for the same bytes in Glance")
+	require.Equal(t, []string{"local-x"}, img.SameContent)
+}
+
+func TestTransfers(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	r := request("image", plainTar(t, 1<<20))
+	src := &bytesSource{data: r.Source.(*bytesSource).data, block: make(chan struct{})}
+	r.Source = src
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Sync(t.Context(), r)
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return len(s.Transfers()) == 1 }, 5*time.Second, time.Millisecond)
+	got := s.Transfers()[0]
+	require.Equal(t, "image", got.ID)
+	require.Equal(t, r.Size, got.Size)
+	close(src.block)
+	require.NoError(t, <-done)
+	require.Empty(t, s.Transfers())
 }
 
 func TestPruneOrphan(t *testing.T) {
@@ -106,7 +223,7 @@ func TestPruneOrphan(t *testing.T) {
 	require.NoError(t, os.Remove(s.path("aliases", "image.json")))
 	s, err = Open(s.o)
 	require.NoError(t, err)
-	_, err = s.Prune(t.Context(), 0)
+	_, err = s.Prune(t.Context(), Policy{})
 	require.NoError(t, err)
 	requireClean(t, s)
 	require.NoError(t, s.Close())

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -22,6 +23,10 @@ type flight struct {
 	done        chan struct{} // closed by the import when the fields below it are set
 	cancel      context.CancelFunc
 	waiters     int // guarded by Store.mu
+	id          string
+	size        int64 // bytes to come; -1 or 0: unknown
+	started     time.Time
+	received    atomic.Int64
 	fingerprint string
 	err         error
 }
@@ -68,6 +73,9 @@ func (r *Request) check() error {
 	if err := checkName("image", r.ID); err != nil {
 		return err
 	}
+	if strings.HasPrefix(r.ID, LocalPrefix) != r.Local {
+		return fmt.Errorf("image id %q: only images of this host begin with %s", r.ID, LocalPrefix)
+	}
 	if r.HostArch == "" {
 		r.HostArch = hostArch()
 	}
@@ -99,7 +107,11 @@ func (s *Store) known(r Request) (Image, bool, error) {
 	s.mu.Lock()
 	if a, ok := s.aliases[r.ID]; ok {
 		defer s.mu.Unlock()
-		return s.image(a), true, s.touch(a)
+		if r.Local {
+			return Image{}, false, ErrExists
+		}
+		err := s.use(a, r.Keep)
+		return s.image(a), true, err
 	}
 	fingerprint := ""
 	if r.strongHash() {
@@ -142,12 +154,16 @@ func (s *Store) join(ctx context.Context, r Request) (f *flight, leader bool, er
 	}
 	key := r.flightKey()
 	if f, ok := s.flights[key]; ok {
+		if r.Local {
+			return nil, false, ErrExists // who knows whether the bytes are the same
+		}
 		f.waiters++
 		return f, false, nil
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f = &flight{done: make(chan struct{}), cancel: cancel, waiters: 1}
+	f = &flight{done: make(chan struct{}), cancel: cancel, waiters: 1, id: r.ID, size: r.Size, started: time.Now()}
 	s.flights[key] = f
+	r.flight = f
 	s.work.Go(func() {
 		defer cancel()
 		s.fly(fctx, key, f, r)
@@ -211,13 +227,14 @@ func (s *Store) alias(r Request, fingerprint string) (Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a, ok := s.aliases[r.ID]; ok {
-		return s.image(a), s.touch(a)
+		err := s.use(a, r.Keep)
+		return s.image(a), err
 	}
 	c, ok := s.contents[fingerprint]
 	if !ok {
 		return Image{}, fmt.Errorf("sync image %s: %w", r.ID, ErrNotFound)
 	}
-	a := &alias{ID: r.ID, Fingerprint: fingerprint, lastUsed: time.Now()}
+	a := &alias{ID: r.ID, Fingerprint: fingerprint, Keep: r.Keep, lastUsed: time.Now()}
 	if c.Metadata != nil {
 		if err := r.checkArch(*c.Metadata); err != nil {
 			return Image{}, err
