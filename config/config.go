@@ -298,6 +298,7 @@ type LXC struct {
 	MaxImageSizeGB           int
 	ImageUnpackTimeout       time.Duration
 	ImageDownloadConcurrency int
+	ImageCacheMaxGB          int    // 0 is no cap
 	LXCFS                    string // auto, on, off
 	AppArmor                 string // auto, off, or a profile's name
 	SeccompProfile           string // "" is the built-in one

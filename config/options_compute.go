@@ -58,11 +58,13 @@ func (r *registry) computeOptions(c *Compute) {
 func (r *registry) imageCacheOptions(c *ImageCache) {
 	s := r.section("image_cache", "What happens to images that no instance uses.")
 	s.seconds(&c.ManagerInterval, "manager_interval", 2400, "Time between two looks at the store; 0 is 60, -1 is off.").atLeast(-1).was(defaultSection, "image_cache_manager_interval")
-	s.text(&c.SubdirectoryName, "subdirectory_name", "_base", "Directory of nova-compute's image cache below instances_path.").was(defaultSection, "image_cache_subdirectory_name")
-	s.boolean(&c.RemoveUnusedBaseImages, "remove_unused_base_images", true, "Whether unused images are removed.").was(defaultSection, "")
-	s.seconds(&c.RemoveUnusedOriginalMinimumAgeSeconds, "remove_unused_original_minimum_age_seconds", 86400, "Time that an unused image is kept.").was(defaultSection, "")
-	s.seconds(&c.RemoveUnusedResizedMinimumAgeSeconds, "remove_unused_resized_minimum_age_seconds", 3600, "Time that an unused derived image is kept.").was("libvirt", "")
-	s.integer(&c.PrecacheConcurrency, "precache_concurrency", 1, "Hosts on which images are cached at the same time; the conductor's.").atLeast(1)
+	s.text(&c.SubdirectoryName, "subdirectory_name", "_base", "Directory of nova-compute's image cache below instances_path;"+
+		" not used: the store is [lxc] image_dir, and what nova-compute has left there stays.").was(defaultSection, "image_cache_subdirectory_name")
+	s.boolean(&c.RemoveUnusedBaseImages, "remove_unused_base_images", true, "Whether unused images are removed for their age.").was(defaultSection, "")
+	s.seconds(&c.RemoveUnusedOriginalMinimumAgeSeconds, "remove_unused_original_minimum_age_seconds", 86400, "Time since its last use that an unused image is kept.").was(defaultSection, "")
+	s.seconds(&c.RemoveUnusedResizedMinimumAgeSeconds, "remove_unused_resized_minimum_age_seconds", 3600, "Time that an unused derived image is kept; there are none here.").was("libvirt", "")
+	s.integer(&c.PrecacheConcurrency, "precache_concurrency", 1, "Hosts on which the conductor has images cached at the same time;"+
+		" here, the images that are.").atLeast(1)
 }
 
 func (r *registry) libvirtOptions(c *Libvirt) {

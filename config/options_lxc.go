@@ -63,6 +63,8 @@ func lxcImages(s *section, x *LXC) {
 	s.integer(&x.MaxImageSizeGB, "max_image_size_gb", 100, "Size in GB that an image may have, packed or unpacked.").atLeast(1)
 	s.seconds(&x.ImageUnpackTimeout, "image_unpack_timeout", 1800, "Time for an image to be unpacked.").atLeast(1)
 	s.integer(&x.ImageDownloadConcurrency, "image_download_concurrency", 2, "Images that are downloaded at the same time.").atLeast(1)
+	s.integer(&x.ImageCacheMaxGB, "image_cache_max_gb", 0, "Size in GB on the disk above which unused images are removed, the least recently"+
+		" used first, at every turn of [image_cache] manager_interval; 0 is no cap. Images in use count and stay.").atLeast(0).atMost(1 << 30)
 }
 
 // parseRelease gives the canonical name of a release; a code in front of it, as in "2025.1 Epoxy", is fine.

@@ -128,7 +128,10 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		RunningDeletedAction: d.RunningDeletedInstanceAction, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
 		TrackInstanceChanges: c.FilterScheduler.TrackInstanceChanges, ResumeGuestsOnHostBoot: d.ResumeGuestsStateOnHostBoot,
 		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
-		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
+		ImageCacheInterval:     c.ImageCache.ManagerInterval, RemoveUnusedImages: c.ImageCache.RemoveUnusedBaseImages,
+		UnusedImageAge: c.ImageCache.RemoveUnusedOriginalMinimumAgeSeconds, PrecacheConcurrency: c.ImageCache.PrecacheConcurrency,
+		ImageCacheMaxBytes: int64(c.LXC.ImageCacheMaxGB) << 30,
+		RootDiskDefaultGB:  c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
 	}

@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,7 +37,7 @@ func newTrail() *trail { return &trail{fails: map[string][]error{}, waits: map[s
 func (t *trail) do(ctx context.Context, step, subject string) error {
 	t.mu.Lock()
 	t.lines = append(t.lines, step+" "+subject)
-	wait := t.waits[step]
+	wait := cmp.Or(t.waits[step], t.waits[step+" "+subject])
 	var err error
 	for _, key := range []string{step, step + " " + subject} {
 		if errs := t.fails[key]; len(errs) > 0 {
@@ -60,7 +61,7 @@ func (t *trail) fail(key string, errs ...error) {
 	t.fails[key] = errs
 }
 
-// block makes a step wait until the returned function is called.
+// block makes a step, or one with its subject, wait until the returned function is called.
 func (t *trail) block(step string) (release func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -354,13 +355,19 @@ func (f *fakeNeutron) list(devices, ids []string) string {
 	return string(raw)
 }
 
-// fakeGlance serves one image.
+// fakeGlance serves one image under every id, and others that have a record.
 type fakeGlance struct {
 	trail *trail
 	data  []byte
+	more  map[string]fakeImage // by id; set before use
 
 	mu     sync.Mutex // guards status
 	status int
+}
+
+type fakeImage struct {
+	record string // JSON
+	data   []byte
 }
 
 func (g *fakeGlance) setStatus(status int) {
@@ -381,8 +388,19 @@ func (g *fakeGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
+	id, file := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/images/"), "/file")
+	image, known := g.more[id]
+	if !file && !known && status == http.StatusOK {
+		status = http.StatusNotFound
+	}
 	w.WriteHeader(status)
-	if status == http.StatusOK {
+	switch {
+	case status != http.StatusOK:
+	case !file:
+		_, _ = w.Write([]byte(image.record))
+	case known:
+		_, _ = w.Write(image.data)
+	default:
 		_, _ = w.Write(g.data)
 	}
 }

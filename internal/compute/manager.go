@@ -53,6 +53,12 @@ type Options struct {
 	ResumeGuestsOnHostBoot  bool // [DEFAULT] resume_guests_state_on_host_boot
 	DefaultAccessIPNetwork  string
 
+	ImageCacheInterval  time.Duration // [image_cache] manager_interval
+	RemoveUnusedImages  bool          // [image_cache] remove_unused_base_images
+	UnusedImageAge      time.Duration // [image_cache] remove_unused_original_minimum_age_seconds
+	PrecacheConcurrency int           // [image_cache] precache_concurrency: images cached at the same time
+	ImageCacheMaxBytes  int64         // [lxc] image_cache_max_gb; 0: no cap
+
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 

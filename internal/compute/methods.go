@@ -42,6 +42,7 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"inject_network_info":     query("inject_network_info", m.injectNetworkInfo),
 		"external_instance_event": m.externalInstanceEvent,
 		"set_host_enabled":        m.setHostEnabled,
+		"cache_images":            m.cacheImages,
 		"get_host_uptime":         m.hostUptime,
 	}
 	for method, refusal := range refusals {
@@ -132,7 +133,6 @@ var refusals = map[string]refusal{
 	"get_instance_diagnostics": {fault: true, err: unsupported("diagnostics")},
 	"host_power_action":        {err: unsupported("a host power action")},
 	"host_maintenance_mode":    {err: unsupported("host maintenance mode")},
-	"cache_images":             {err: unsupported("image pre-caching")},
 }
 
 // baseMethods is the base API that every Nova service serves (nova/baserpc.py:BaseRPCAPI).

@@ -17,7 +17,7 @@ import (
 var served = []string{
 	"build_and_run_instance", "terminate_instance", "start_instance", "stop_instance", "reboot_instance", "pause_instance", "unpause_instance",
 	"soft_delete_instance", "restore_instance", "get_console_output", "inject_network_info", "external_instance_event", "set_host_enabled",
-	"get_host_uptime",
+	"get_host_uptime", "cache_images",
 }
 
 // refusedWith are the other methods of the compute API from 6.0 to 6.5
@@ -52,7 +52,7 @@ var refusedWith = map[string]string{
 	"get_serial_console": "ConsoleTypeUnavailable", "get_vnc_console": "ConsoleTypeUnavailable", "get_spice_console": "ConsoleTypeUnavailable",
 	"get_mks_console": "ConsoleTypeUnavailable", "get_rdp_console": "ConsoleTypeUnavailable", "validate_console_port": "ConsoleTypeUnavailable",
 	"get_diagnostics": "NotImplementedError", "get_instance_diagnostics": "NotImplementedError",
-	"host_power_action": "NotImplementedError", "host_maintenance_mode": "NotImplementedError", "cache_images": "NotImplementedError",
+	"host_power_action": "NotImplementedError", "host_maintenance_mode": "NotImplementedError",
 }
 
 // notInTheTable are methods that no caller sends, yet harmless to answer.
@@ -121,7 +121,7 @@ func TestRefusedMethods(t *testing.T) {
 func TestRefusedWithoutInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, method := range []string{"host_power_action", "host_maintenance_mode", "cache_images", "check_instance_shared_storage"} {
+	for _, method := range []string{"host_power_action", "host_maintenance_mode", "check_instance_shared_storage"} {
 		_, err := w.call(user(t), method, rpc.Args{})
 		require.True(t, exception.Is(err, "NotImplementedError"), method)
 	}

@@ -36,6 +36,7 @@ func (m *Manager) tasks() []task {
 		{"sync_scheduler_instance_info", m.opts.SchedulerSyncInterval, m.syncScheduler},
 		{"cleanup_running_deleted_instances", m.opts.RunningDeletedInterval, m.reapDeleted},
 		{"reclaim_queued_deletes", 0, m.reclaimDeleted},
+		{"run_image_cache_manager_pass", m.opts.ImageCacheInterval, m.manageImageCache},
 	}
 }
 

@@ -217,6 +217,7 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	if err := s.m.checkImage(s.inst, &s.r.Image); err != nil {
 		return err
 	}
+	defer s.m.Images.Hold(s.r.Image.ID)() // until it is acquired
 	image, err := s.m.syncImage(ctx, &s.r.Image)
 	if err != nil {
 		return err
