@@ -104,7 +104,8 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 	defer body.Close() //nolint:errcheck // only read
 	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, flight: r.flight, next: time.Now().Add(progressInterval)}
 	in := bufio.NewReaderSize(counted, sniffSize)
-	stats, err := s.unpackStream(ctx, in, stage)
+	verify := func() error { return s.conclude(in, body, sums, nil) }
+	stats, err := s.unpackStream(ctx, r, in, stage, verify)
 	if err := s.conclude(in, body, sums, err); err != nil {
 		return content{}, err
 	}
@@ -159,20 +160,27 @@ func (s *Store) conclude(in io.Reader, body *download, sums *digest, err error) 
 	return err
 }
 
-// unpackStream recognises the stream and unpacks it.
-func (s *Store) unpackStream(ctx context.Context, in *bufio.Reader, stage string) (unpack.Stats, error) {
+// unpackStream recognises the stream and unpacks it. verify reads it to its end and
+// compares its hash, for what must be known to be right before it is looked into.
+func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, stage string, verify func() error) (unpack.Stats, error) {
 	tree := filepath.Join(stage, "tree")
 	head, err := in.Peek(sniffSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return unpack.Stats{}, err
 	}
-	switch f, name := sniff(head); f {
+	f, name := sniff(head)
+	if err := checkDeclared(r.DiskFormat, f, name); err != nil {
+		return unpack.Stats{}, err
+	}
+	switch f {
 	case formatTar:
 		return s.untar(ctx, in, tree)
 	case formatGzip, formatXZ, formatZstd, formatBzip2:
 		return s.unpackCompressed(ctx, f, name, in, tree)
 	case formatSquashfs:
 		return s.unsquash(ctx, in, stage)
+	case formatQCOW2, formatDisk:
+		return s.copyDisk(ctx, f, in, stage, r.HostArch, verify)
 	case formatUnknown, formatEmpty, formatForeign:
 		return unpack.Stats{}, &refused{found: name, want: acceptable, certain: f == formatForeign}
 	}

@@ -19,6 +19,8 @@ const (
 	formatZstd
 	formatBzip2
 	formatSquashfs
+	formatQCOW2
+	formatDisk    // a disk with partitions, or an ext4 file system
 	formatForeign // recognised, and nothing that can be used
 )
 
@@ -41,7 +43,7 @@ var marks = []mark{
 	{0, "\x28\xb5\x2f\xfd", formatZstd, "zstd"},
 	{0, "BZh", formatBzip2, "bzip2"},
 	{0, "hsqs", formatSquashfs, "squashfs"},
-	{0, "QFI\xfb", formatForeign, "a qcow2 disk image"},
+	{0, "QFI\xfb", formatQCOW2, "a qcow2 disk image"},
 	{0, "QED\x00", formatForeign, "a QED disk image"},
 	{0, "KDMV", formatForeign, "a VMDK disk image"},
 	{0, "COWD", formatForeign, "a VMDK disk image"},
@@ -58,16 +60,16 @@ var marks = []mark{
 	{0, "070701", formatForeign, "a cpio archive"},
 	{0, "\x7fELF", formatForeign, "an ELF program"},
 	{0, "XFSB", formatForeign, "an XFS file system"},
-	{0x438, "\x53\xef", formatForeign, "an ext4 file system"},
+	{0x438, "\x53\xef", formatDisk, "an ext4 file system"},
 	{0x10040, "_BHRfS_M", formatForeign, "a Btrfs file system"},
 	{0x400, "\xe2\xe1\xf5\xe0", formatForeign, "an EROFS file system"},
 	{0x8001, "CD001", formatForeign, "an ISO 9660 image"},
-	{0x200, "EFI PART", formatForeign, "a partitioned disk image"},
-	{0x1fe, "\x55\xaa", formatForeign, "a partitioned disk image"},
+	{0x200, "EFI PART", formatDisk, "a partitioned disk image"},
+	{0x1fe, "\x55\xaa", formatDisk, "a partitioned disk image"},
 }
 
 // sniff recognises a stream by its first sniffSize bytes (fewer: that is all there
-// is). The declared disk_format plays no part: "raw" is said of nearly everything.
+// is). The declared disk_format plays no part here: "raw" is said of nearly everything.
 func sniff(head []byte) (format, string) {
 	if len(head) == 0 {
 		return formatEmpty, "nothing (0 bytes)"

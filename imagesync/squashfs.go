@@ -37,17 +37,18 @@ func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string) (unpac
 	return unpack.Check(ctx, tree, s.limits())
 }
 
-// spool writes the stream to a file, leaving the reserve free.
+// spool writes the stream to a file, with holes for zeros, leaving the reserve free.
 func (s *Store) spool(in io.Reader, path string) error {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("store squashfs: %w", err)
+		return fmt.Errorf("store image: %w", err)
 	}
 	defer file.Close() //nolint:errcheck // closed already when all went well
+	out := &sparseFile{file: file}
 	for {
-		n, err := io.CopyN(file, in, 64<<20)
+		_, err := io.CopyN(out, in, 64<<20)
 		if errors.Is(err, io.EOF) {
-			return file.Close()
+			return out.Close()
 		}
 		if err != nil {
 			return err
@@ -57,7 +58,7 @@ func (s *Store) spool(in io.Reader, path string) error {
 			return err
 		}
 		if free < s.o.ReserveBytes {
-			return fmt.Errorf("store squashfs after %d bytes: %w", n, unix.ENOSPC)
+			return fmt.Errorf("store image after %d bytes: %w", out.offset, unix.ENOSPC)
 		}
 	}
 }

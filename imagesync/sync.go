@@ -15,8 +15,8 @@ import (
 )
 
 // acceptable says what the store takes; it ends every refusal of a format.
-const acceptable = "a root file system as a tar archive (plain, gzip, xz, zstd or bzip2), an LXD unified image or a squashfs, " +
-	"with disk_format raw, root-tar or squashfs and container_format bare"
+const acceptable = "a root file system as a tar archive (plain, gzip, xz, zstd or bzip2), an LXD unified image, a squashfs, or a cloud disk image " +
+	"with an ext4 root, with disk_format raw, root-tar, squashfs or qcow2 and container_format bare"
 
 // flight is one import and those who wait for it.
 type flight struct {
@@ -82,7 +82,7 @@ func (r *Request) check() error {
 	refuse := func(format string, args ...any) error {
 		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf(format, args...), Want: acceptable}
 	}
-	if !slices.Contains([]string{"", "raw", "root-tar", "squashfs"}, r.DiskFormat) {
+	if !slices.Contains([]string{"", "raw", "root-tar", "squashfs", "qcow2"}, r.DiskFormat) {
 		return refuse("disk_format %q", r.DiskFormat)
 	}
 	if !slices.Contains([]string{"", "bare"}, r.ContainerFormat) {

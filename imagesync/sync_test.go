@@ -299,7 +299,7 @@ func TestUnacceptable(t *testing.T) {
 		"qcow2":                   {data: magic(0, "QFI\xfb\x00\x00\x00\x03"), found: "qcow2"},
 		"vmdk":                    {data: magic(0, "KDMV"), found: "VMDK"},
 		"iso":                     {data: magic(0x8001, "CD001"), found: "ISO 9660"},
-		"disk with partitions":    {data: magic(0x1fe, "\x55\xaa"), found: "partitioned disk"},
+		"disk with partitions":    {data: magic(0x1fe, "\x55\xaa"), found: "neither partitions nor a known file system"},
 		"ext4":                    {data: magic(0x438, "\x53\xef"), found: "ext4"},
 		"btrfs":                   {data: magic(0x10040, "_BHRfS_M"), found: "Btrfs"},
 		"qcow2 in gzip":           {data: gzipped(t, magic(0, "QFI\xfb")), found: "qcow2 disk image compressed with gzip"},

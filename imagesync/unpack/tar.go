@@ -13,18 +13,36 @@ import (
 // be empty, and reads it to its end mark. On an error the tree is incomplete.
 // An *Error tells that the archive is at fault.
 func Tar(ctx context.Context, r io.Reader, path string, limits Limits) (Stats, error) {
+	return Members(ctx, tar.NewReader(r), path, limits)
+}
+
+// MemberReader gives the files of a tree one after the other, directories before
+// what is in them, as a *tar.Reader does. Extended attributes are PAX records.
+type MemberReader interface {
+	Next() (*tar.Header, error) // io.EOF: no more
+	io.Reader                   // the content of the last one
+}
+
+// HoleReader is a reader of content that knows where nothing is stored.
+type HoleReader interface {
+	// Hole skips the hole that is next and returns its length; 0: data is next, or the end.
+	Hole() (int64, error)
+}
+
+// Members writes what m gives, as Tar does.
+func Members(ctx context.Context, m MemberReader, path string, limits Limits) (Stats, error) {
 	t, err := newTree(path, limits)
 	if err != nil {
 		return Stats{}, err
 	}
-	if err := t.tar(ctx, tar.NewReader(r)); err != nil {
+	if err := t.members(ctx, m); err != nil {
 		t.abort()
 		return t.stats, err
 	}
 	return t.stats, t.finish()
 }
 
-func (t *tree) tar(ctx context.Context, tr *tar.Reader) error {
+func (t *tree) members(ctx context.Context, tr MemberReader) error {
 	for seen := 0; ; seen++ {
 		hdr, err := tr.Next()
 		switch {

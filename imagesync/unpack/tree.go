@@ -286,9 +286,20 @@ func (t *tree) file(ctx context.Context, entry string, parts []string, a attrs, 
 
 // copy writes the content. Data goes to explicit offsets so that holes are only skipped.
 func (t *tree) copy(ctx context.Context, entry string, fd int, size int64, r io.Reader, sparse bool) error {
+	holes, _ := r.(HoleReader)
 	for offset := int64(0); offset < size; {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("unpack %q: %w", shorten(entry), err)
+		}
+		if holes != nil {
+			skipped, err := holes.Hole()
+			if err != nil {
+				return readError(entry, err)
+			}
+			if skipped > 0 {
+				offset += skipped
+				continue
+			}
 		}
 		chunk := t.buf[:min(int64(len(t.buf)), size-offset)]
 		if _, err := io.ReadFull(r, chunk); err != nil {
@@ -299,7 +310,7 @@ func (t *tree) copy(ctx context.Context, entry string, fd int, size int64, r io.
 		}
 		offset += int64(len(chunk))
 	}
-	if sparse {
+	if sparse || holes != nil {
 		if err := unix.Ftruncate(fd, size); err != nil {
 			return hostError("write", entry, err)
 		}
