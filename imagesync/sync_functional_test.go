@@ -107,7 +107,7 @@ func TestKilled(t *testing.T) {
 			require.FileExists(t, filepath.Join(img.Path, "bin/busybox"))
 			require.NoError(t, s.Remove(t.Context(), img.ID))
 		}
-		_, err = s.Prune(t.Context(), 0)
+		_, err = s.Prune(t.Context(), Policy{})
 		require.NoError(t, err)
 		require.Empty(t, readDir(t, filepath.Join(dir, "images")))
 		require.NoError(t, s.Close())
