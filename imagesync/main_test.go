@@ -228,6 +228,6 @@ var errDenied = deniedError{}
 
 type deniedError struct{}
 
-func (deniedError) Error() string   { return "403 forbidden" }
+func (deniedError) Error() string { return "403 forbidden" }
 
 func (deniedError) Permanent() bool { return true }

@@ -75,6 +75,14 @@ func (m Metadata) validate() error {
 	return nil
 }
 
+// Arch is the architecture in Nova's spelling, which liblxc knows as well.
+func (m Metadata) Arch() string {
+	if arch, ok := canonicalArch(m.Architecture); ok {
+		return arch
+	}
+	return m.Architecture
+}
+
 // Expired tells whether the image's own expiry date has passed.
 func (m Metadata) Expired(now time.Time) bool {
 	return m.ExpiryDate > 0 && now.Unix() > m.ExpiryDate

@@ -64,6 +64,7 @@ var fences = map[string][]string{
 	"github.com/gophercloud/gophercloud": {"internal/openstack/..."},
 	"github.com/sirupsen/logrus":         {"internal/reqctx", "cmd/compute-agent"},
 	"go.etcd.io/bbolt":                   {"internal/state"},
+	"github.com/flosch/pongo2":           {"imagesync/template"},
 }
 
 // listed is what `go list -json` tells of a package.

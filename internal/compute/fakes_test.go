@@ -91,6 +91,7 @@ func (t *trail) clear() {
 // fakeRoots is a storage.Backend that keeps names only.
 type fakeRoots struct {
 	*trail
+	dir string // where roots are mounted; empty: nowhere
 
 	mu    sync.Mutex // guards roots
 	roots map[string]storage.Root
@@ -111,6 +112,12 @@ func (r *fakeRoots) Create(ctx context.Context, root storage.Root) error {
 }
 
 func (r *fakeRoots) Mount(ctx context.Context, root storage.Root) (string, error) {
+	if r.dir != "" {
+		if err := os.MkdirAll(filepath.Join(r.dir, root.InstanceID), 0o755); err != nil {
+			return "", err
+		}
+		return filepath.Join(r.dir, root.InstanceID), r.do(ctx, "root.mount", root.InstanceID)
+	}
 	return "/roots/" + root.InstanceID, r.do(ctx, "root.mount", root.InstanceID)
 }
 

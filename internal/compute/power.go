@@ -144,8 +144,12 @@ func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 		}
 		nics = append(nics, driver.NIC{PortID: v.PortID, Name: "eth" + strconv.Itoa(i), Link: link})
 	}
-	if _, err := m.Roots.Mount(ctx, rec.Root); err != nil {
+	rootfs, err := m.Roots.Mount(ctx, rec.Root)
+	if err != nil {
 		return fmt.Errorf("mount root disk: %w", err)
+	}
+	if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
+		return err
 	}
 	return m.Driver.Start(ctx, rec.UUID, nics)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/imagesync/template"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
@@ -25,7 +26,9 @@ type record struct {
 	ImageID string       `json:"image_id"`
 	Root    storage.Root `json:"root"`
 	VIFs    []vif.VIF    `json:"vifs"`
-	Created time.Time    `json:"created"`
+	// Templates is what the image's templates need at every start; nil: it has none.
+	Templates *template.Vars `json:"templates,omitempty"`
+	Created   time.Time      `json:"created"`
 }
 
 // record reads an instance's record; false: this host knows nothing of it.

@@ -34,6 +34,9 @@ type spawn struct {
 	links    map[string]vif.Link // by port id
 	expected []*expectation
 
+	image  imagesync.Image // set by prepareRoot, as is rootfs
+	rootfs string          // where the root disk is mounted
+
 	alloc *neutron.Allocation // nil: no network asked for
 	info  object.NetworkInfo
 }
@@ -244,8 +247,9 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("mount root disk: %w", err)
 	}
+	s.image, s.rootfs = image, rootfs
 	spec := driver.Spec{
-		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Architecture,
+		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Arch(),
 		Limits: limits, IDs: ids, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
 		// ds-identify of cloud-init recognises the platform by this word.
 		Env: map[string]string{"product_name": "OpenStack Nova"},
@@ -253,8 +257,12 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	return s.m.Driver.Create(ctx, spec, rootfs)
 }
 
-// start runs the guest with its ports in request order.
+// start runs the guest with its ports in request order, once the files are made that
+// its image has templates for.
 func (s *spawn) start(ctx context.Context) error {
+	if err := s.applyTemplates(ctx); err != nil {
+		return err
+	}
 	var nics []driver.NIC
 	if s.alloc != nil {
 		for i := range s.alloc.Ports {
