@@ -71,6 +71,10 @@ func Run(t *testing.T, h Harness) {
 		{"agent restart", testReopen},
 		{"exec", testExec},
 		{"many at once", testMany},
+		{"suspend", testSuspend},
+		{"usage", testUsage},
+		{"root", testOpenRoot},
+		{"console", testConsole},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, h) })
 	}

@@ -32,6 +32,11 @@ type Instance struct {
 	Console []byte
 	// Deaf: the guest ignores requests to halt.
 	Deaf bool
+	// Usage is what Usage tells, Root what OpenRoot opens.
+	Usage driver.Usage
+	Root  string
+
+	console *console // while somebody is connected
 }
 
 // Driver implements driver.Driver in memory. The zero value is not usable; see New.
@@ -320,6 +325,9 @@ func (d *Driver) set(i *Instance, state driver.PowerState) {
 		}
 	case driver.PowerStateNoState, driver.PowerStateShutdown, driver.PowerStateCrashed:
 		i.InitPID = 0
+		if i.console != nil {
+			i.console.end()
+		}
 	}
 	e := driver.Event{UUID: i.Spec.UUID, PowerState: state, At: time.Now()}
 	for c := range d.subs {

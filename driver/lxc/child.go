@@ -14,6 +14,9 @@ import (
 const (
 	commandStart = "forkstart"
 	commandExec  = "forkexec"
+	commandWrite = "forkwrite"
+	// commandConsole holds a console for the agent.
+	commandConsole = "forkconsole"
 )
 
 // Exit codes of the children. Those of forkexec from 0 to 255 are the command's
@@ -41,6 +44,8 @@ const childNoFile = 1024
 //
 //	forkstart LXCPATH NAME LOGFILE
 //	forkexec, with its request in the environment
+//	forkconsole LXCPATH NAME LOGFILE
+//	forkwrite CGROUP-FILE VALUE
 func ChildMain(args []string) (handled bool, exitCode int) {
 	if len(args) == 0 {
 		return false, 0
@@ -50,6 +55,10 @@ func ChildMain(args []string) (handled bool, exitCode int) {
 		return true, startChild(args[1:])
 	case commandExec:
 		return true, execChild()
+	case commandConsole:
+		return true, consoleChild(args[1:])
+	case commandWrite:
+		return true, writeChild(args[1:])
 	}
 	return false, 0
 }

@@ -214,7 +214,7 @@ func (d *Driver) Destroy(ctx context.Context, uuid string) error {
 			return fmt.Errorf("destroy instance %s: %w", uuid, err)
 		}
 	}
-	return d.remove(uuid)
+	return errors.Join(d.endSuspension(uuid), d.remove(uuid))
 }
 
 // Info implements driver.Driver.
@@ -236,6 +236,9 @@ func (d *Driver) Info(ctx context.Context, uuid string) (driver.Info, error) {
 	info := driver.Info{PowerState: driver.PowerStateRunning, InitPID: g.init}
 	if d.cgroups.frozen(payload(rec.Spec.Name)) {
 		info.PowerState = driver.PowerStatePaused
+		if d.suspended(uuid, g.init) {
+			info.PowerState = driver.PowerStateSuspended
+		}
 	}
 	if t, err := startedAt(g.init); err == nil {
 		info.StartedAt = t

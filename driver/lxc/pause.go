@@ -34,17 +34,28 @@ func (d *Driver) freeze(ctx context.Context, uuid string, on bool, state driver.
 	if !g.running() || g.init == 0 {
 		return fmt.Errorf("%s instance %s: %w", verb(on), uuid, driver.ErrNotRunning)
 	}
-	group := payload(rec.Spec.Name)
-	if d.cgroups.frozen(group) == on {
+	was := d.cgroups.frozen(payload(rec.Spec.Name))
+	err = d.freezeGroup(ctx, rec.Spec.Name, on)
+	if err == nil {
+		err = d.endSuspension(uuid)
+	}
+	if err != nil {
+		return fmt.Errorf("%s instance %s: %w", verb(on), uuid, err)
+	}
+	if was != on {
+		d.changed(rec, state)
+	}
+	return nil
+}
+
+// freezeGroup freezes or thaws a guest's processes; those that are already stay so.
+func (d *Driver) freezeGroup(ctx context.Context, name string, on bool) error {
+	if d.cgroups.frozen(payload(name)) == on {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	if err := d.cgroups.freeze(ctx, group, on); err != nil {
-		return fmt.Errorf("%s instance %s: %w", verb(on), uuid, err)
-	}
-	d.changed(rec, state)
-	return nil
+	return d.cgroups.freeze(ctx, payload(name), on)
 }
 
 func verb(freeze bool) string {

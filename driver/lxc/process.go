@@ -109,19 +109,25 @@ func status(pid int, field string) string {
 	return ""
 }
 
-// startedAt reads when a process was started (proc_pid_stat(5), field 22).
-func startedAt(pid int) (time.Time, error) {
+// startTicks reads when a process was started, in clock ticks since the host's boot
+// (proc_pid_stat(5), field 22).
+func startTicks(pid int) (int64, error) {
 	b, err := os.ReadFile(procFile(pid, "stat"))
 	if err != nil {
-		return time.Time{}, err
+		return 0, err
 	}
 	// The command in field 2 may hold blanks and brackets; count from its end.
 	_, after, ok := bytes.Cut(b[max(bytes.LastIndexByte(b, ')'), 0):], []byte(" "))
 	f := bytes.Fields(after)
 	if !ok || len(f) < 20 {
-		return time.Time{}, fmt.Errorf("stat of process %d is not understood", pid)
+		return 0, fmt.Errorf("stat of process %d is not understood", pid)
 	}
-	ticks, err := strconv.ParseInt(string(f[19]), 10, 64)
+	return strconv.ParseInt(string(f[19]), 10, 64)
+}
+
+// startedAt tells when a process was started.
+func startedAt(pid int) (time.Time, error) {
+	ticks, err := startTicks(pid)
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -1,0 +1,55 @@
+package driver
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+)
+
+// Suspender is a Driver that can lay a guest aside for long. A guest is suspended only as long as
+// its processes live: after a reboot of the host it is shut down like any other.
+type Suspender interface {
+	// Suspend freezes every process of the guest, gives its memory back to the host as far as swap space takes
+	// it, and makes Info say PowerStateSuspended, over a restart of the agent too. Errors are those of Pause.
+	// Pause and Unpause of a suspended guest end its suspension.
+	Suspend(ctx context.Context, uuid string) error
+	// Resume lets a suspended or paused guest go on; one that runs is left alone. ErrNotRunning: it is shut down.
+	Resume(ctx context.Context, uuid string) error
+}
+
+// Inspector is a Driver that counts what its guests use.
+type Inspector interface {
+	// Usage counts what a guest has used since its start. ErrNotRunning: it is shut down.
+	Usage(ctx context.Context, uuid string) (Usage, error)
+}
+
+// Usage is what a guest has used since its start. What the host does not count is zero.
+type Usage struct {
+	CPUTime      time.Duration // of all CPUs together
+	MemoryUsed   int64         // bytes, without the page cache that could go
+	MemoryCache  int64         // bytes of page cache
+	SwapUsed     int64         // bytes
+	ReadBytes    int64         // from block devices
+	ReadRequests int64
+	// WriteBytes and WriteRequests lag behind what the guest wrote by what is not on the disk yet.
+	WriteBytes    int64
+	WriteRequests int64
+	Processes     int
+}
+
+// ConsoleOpener is a Driver whose guests have a console that can be typed at.
+type ConsoleOpener interface {
+	// OpenConsole connects with the console of a running guest: Read gives what the guest writes, Write is typed. The
+	// console log goes on meanwhile. What is read must be read at once: a guest's output waits for it. Read ends
+	// when the guest stops or reboots. Only one may be connected at a time; ErrExists: somebody is. ErrNotRunning.
+	// Close lets the next one in.
+	OpenConsole(ctx context.Context, uuid string) (io.ReadWriteCloser, error)
+}
+
+// RootOpener is a Driver that gives access to the files of its running guests.
+type RootOpener interface {
+	// OpenRoot returns the root directory of a running guest as the guest's own processes see it. Every name below it,
+	// links among them, is the guest's to choose: resolve names beneath it only. ErrNotRunning: it is shut down.
+	OpenRoot(ctx context.Context, uuid string) (*os.File, error)
+}
