@@ -33,6 +33,7 @@ var allowed = []struct {
 	{"internal/stopwatch", nil},
 
 	{"flavor", nil},
+	{"internal/shadow", nil},
 	{"rpc/...", []string{"rpc/...", leaves}},
 	{"internal/state", []string{"internal/storage", leaves}},
 	{"internal/storage/...", []string{"internal/storage/...", leaves}},
