@@ -125,6 +125,8 @@ func (m *Manager) completions() map[string]func(context.Context, *object.Instanc
 		object.TaskStatePoweringOn:        again("start_instance", m.startInstance),
 		object.TaskStateSoftDeleting:      again("soft_delete_instance", m.softDeleteInstance),
 		object.TaskStateRestoring:         again("restore_instance", m.restoreInstance),
+		object.TaskStateSuspending:        again("suspend_instance", m.suspendInstance),
+		object.TaskStateResuming:          again("resume_instance", m.resumeInstance),
 		object.TaskStateRebooting:         m.completeReboot,
 		object.TaskStateRebootPending:     m.completeReboot,
 		object.TaskStateRebootStarted:     m.completeReboot,

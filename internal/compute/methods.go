@@ -27,6 +27,10 @@ func (m *Manager) methods() map[string]rpc.Handler {
 	query := func(method string, body instanceFunc) rpc.Handler {
 		return m.onInstance(operation{method: method}, body)
 	}
+	// question is a query whose failure is a fault of the instance.
+	question := func(method string, body instanceFunc) rpc.Handler {
+		return m.onInstance(operation{method: method, fault: true}, body)
+	}
 	methods := map[string]rpc.Handler{
 		"build_and_run_instance": m.buildAndRunInstance,
 		"terminate_instance":     m.terminateInstance,
@@ -37,6 +41,12 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"unpause_instance":       full("unpause_instance", true, m.unpauseInstance),
 		"soft_delete_instance":   full("soft_delete_instance", true, m.softDeleteInstance),
 		"restore_instance":       full("restore_instance", true, m.restoreInstance),
+		"suspend_instance":       full("suspend_instance", true, m.suspendInstance),
+		"resume_instance":        full("resume_instance", true, m.resumeInstance),
+		"set_admin_password":     full("set_admin_password", true, m.setAdminPassword),
+
+		"get_diagnostics":          question("get_diagnostics", m.legacyDiagnostics),
+		"get_instance_diagnostics": question("get_instance_diagnostics", m.instanceDiagnostics),
 
 		"get_console_output":      query("get_console_output", m.consoleOutput),
 		"inject_network_info":     query("inject_network_info", m.injectNetworkInfo),
@@ -54,8 +64,6 @@ func (m *Manager) methods() map[string]rpc.Handler {
 // refusals are the methods of compute-rpc's table that are not served, with the class
 // that keeps the server's state and gives the API's caller a proper answer.
 var refusals = map[string]refusal{
-	"suspend_instance": {event: true, fault: true, revert: true, err: unsupported("suspend")},
-	"resume_instance":  {event: true, fault: true, revert: true, err: unsupported("resume")},
 	"rescue_instance": {event: true, fault: true, revert: true, err: instanceError(func(uuid string) error {
 		return exception.InstanceNotRescuable(uuid, "rescue is not supported by the lxc driver")
 	})},
@@ -66,7 +74,6 @@ var refusals = map[string]refusal{
 	"shelve_instance":         {event: true, fault: true, revert: true, err: unsupported("shelve"), undo: deleteImage},
 	"shelve_offload_instance": {event: true, fault: true, revert: true, err: unsupported("shelve")},
 	"unshelve_instance":       {event: true, fault: true, revert: true, err: unsupported("unshelve")},
-	"set_admin_password":      {event: true, fault: true, revert: true, err: unsupported("setting the admin password")},
 	"trigger_crash_dump":      {event: true, fault: true, err: unsupported("a crash dump")},
 	"quiesce_instance": {err: instanceError(func(uuid string) error {
 		return exception.New("InstanceQuiesceNotSupported", map[string]any{"instance_id": uuid})
@@ -123,16 +130,14 @@ var refusals = map[string]refusal{
 	"deny_share":                    {event: true, fault: true, err: unsupported("a share")},
 
 	"get_serial_console":    {fault: true, err: noConsole},
+	"validate_console_port": {fault: true, err: noConsole},
 	"get_vnc_console":       {fault: true, err: noConsole},
 	"get_spice_console":     {fault: true, err: noConsole},
 	"get_rdp_console":       {fault: true, err: noConsole},
 	"get_mks_console":       {fault: true, err: noConsole},
-	"validate_console_port": {fault: true, err: noConsole},
 
-	"get_diagnostics":          {fault: true, err: unsupported("diagnostics")},
-	"get_instance_diagnostics": {fault: true, err: unsupported("diagnostics")},
-	"host_power_action":        {err: unsupported("a host power action")},
-	"host_maintenance_mode":    {err: unsupported("host maintenance mode")},
+	"host_power_action":     {err: unsupported("a host power action")},
+	"host_maintenance_mode": {err: unsupported("host maintenance mode")},
 }
 
 // baseMethods is the base API that every Nova service serves (nova/baserpc.py:BaseRPCAPI).

@@ -18,14 +18,15 @@ var served = []string{
 	"build_and_run_instance", "terminate_instance", "start_instance", "stop_instance", "reboot_instance", "pause_instance", "unpause_instance",
 	"soft_delete_instance", "restore_instance", "get_console_output", "inject_network_info", "external_instance_event", "set_host_enabled",
 	"get_host_uptime", "cache_images",
+	"suspend_instance", "resume_instance", "set_admin_password", "get_diagnostics", "get_instance_diagnostics",
 }
 
 // refusedWith are the other methods of the compute API from 6.0 to 6.5
 // (nova/compute/rpcapi.py:ComputeAPI), with the class that callers can deal with.
 var refusedWith = map[string]string{
-	"suspend_instance": "NotImplementedError", "resume_instance": "NotImplementedError", "rescue_instance": "InstanceNotRescuable",
+	"rescue_instance":   "InstanceNotRescuable",
 	"unrescue_instance": "NotImplementedError", "rebuild_instance": "NotImplementedError", "snapshot_instance": "NotImplementedError",
-	"backup_instance": "NotImplementedError", "set_admin_password": "NotImplementedError", "trigger_crash_dump": "NotImplementedError",
+	"backup_instance": "NotImplementedError", "trigger_crash_dump": "NotImplementedError",
 	"quiesce_instance": "InstanceQuiesceNotSupported", "unquiesce_instance": "NotImplementedError",
 
 	"prep_resize": "NotImplementedError", "resize_instance": "NotImplementedError", "finish_resize": "NotImplementedError",
@@ -49,9 +50,9 @@ var refusedWith = map[string]string{
 	"add_fixed_ip_to_instance": "NotImplementedError", "remove_fixed_ip_from_instance": "NotImplementedError",
 	"allow_share": "NotImplementedError", "deny_share": "NotImplementedError",
 
-	"get_serial_console": "ConsoleTypeUnavailable", "get_vnc_console": "ConsoleTypeUnavailable", "get_spice_console": "ConsoleTypeUnavailable",
-	"get_mks_console": "ConsoleTypeUnavailable", "get_rdp_console": "ConsoleTypeUnavailable", "validate_console_port": "ConsoleTypeUnavailable",
-	"get_diagnostics": "NotImplementedError", "get_instance_diagnostics": "NotImplementedError",
+	"get_serial_console": "ConsoleTypeUnavailable", "validate_console_port": "ConsoleTypeUnavailable",
+	"get_vnc_console": "ConsoleTypeUnavailable", "get_spice_console": "ConsoleTypeUnavailable",
+	"get_mks_console": "ConsoleTypeUnavailable", "get_rdp_console": "ConsoleTypeUnavailable",
 	"host_power_action": "NotImplementedError", "host_maintenance_mode": "NotImplementedError",
 }
 
