@@ -84,6 +84,8 @@ type Info struct {
 	PowerState PowerState
 	InitPID    int       // 0 when not running
 	StartedAt  time.Time // zero when not running
+	// Rebooting: the guest is down because it asked to be rebooted; whoever finds that starts it again.
+	Rebooting bool
 }
 
 // Event tells that a guest changed its power state by itself or at our wish.
@@ -134,6 +136,16 @@ type Driver interface {
 	Exec(ctx context.Context, uuid string, cmd Command) (int, error)
 	// Version describes the driver for ComputeNode: hypervisor_type and hypervisor_version.
 	Version() (name string, version int)
+}
+
+// NICChanger is implemented by drivers that can change the interfaces of a guest that runs or is paused.
+// Both methods give ErrNotRunning for a guest that is shut down: its next Start says what it has.
+type NICChanger interface {
+	// AttachNIC gives the guest one more interface under nic's name, up. One without a Link.Peer the guest holds already.
+	// When it fails, the link may be in the guest: Unplug removes it from there too.
+	AttachNIC(ctx context.Context, uuid string, nic NIC) error
+	// DetachNIC prepares a guest for the loss of a port's interface. Unplug, which comes next, takes the interface away.
+	DetachNIC(ctx context.Context, uuid, portID string) error
 }
 
 // Command is a program to run inside a guest as its root, with a clean environment.

@@ -46,6 +46,12 @@ type Harness struct {
 	Reboot func(t *testing.T, d driver.Driver, uuid string)
 	// Deafen makes a running guest ignore requests to halt.
 	Deafen func(t *testing.T, d driver.Driver, uuid string)
+	// NIC makes a link of its own for a guest and calls it name inside; nil: interfaces are not tested.
+	NIC func(t *testing.T, name string) driver.NIC
+	// Unplug removes the link of a NIC, wherever it is.
+	Unplug func(t *testing.T, d driver.Driver, uuid string, nic driver.NIC)
+	// Interfaces lists the names of a running guest's interfaces in order, without lo.
+	Interfaces func(t *testing.T, d driver.Driver, uuid string) []string
 	// Reopen returns a second driver over the same instances, as after a restart of the
 	// agent; nil: not tested.
 	Reopen func(t *testing.T, d driver.Driver) driver.Driver
@@ -70,6 +76,8 @@ func Run(t *testing.T, h Harness) {
 		{"reboot inside", testReboot},
 		{"agent restart", testReopen},
 		{"exec", testExec},
+		{"interfaces that change", testNICs},
+		{"reboot inside after a change", testRebootWithNICs},
 		{"many at once", testMany},
 		{"suspend", testSuspend},
 		{"usage", testUsage},
@@ -377,8 +385,13 @@ func (h Harness) create(t *testing.T, d driver.Driver, n int) string {
 // start starts a guest and waits until it is up.
 func (h Harness) start(t *testing.T, d driver.Driver, uuid string) {
 	t.Helper()
+	h.startWith(t, d, uuid)
+}
+
+func (h Harness) startWith(t *testing.T, d driver.Driver, uuid string, nics ...driver.NIC) {
+	t.Helper()
 	before := strings.Count(h.console(t, d, uuid), BootLine)
-	require.NoError(t, d.Start(t.Context(), uuid, nil))
+	require.NoError(t, d.Start(t.Context(), uuid, nics))
 	if h.Started != nil {
 		h.Started(t, d, uuid)
 	}

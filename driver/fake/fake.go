@@ -25,7 +25,7 @@ const eventBuffer = 256
 type Instance struct {
 	Spec    driver.Spec
 	RootFS  string
-	NICs    []driver.NIC // of the last start
+	NICs    []driver.NIC // of the last start, and what was changed since
 	State   driver.PowerState
 	InitPID int
 	Started time.Time
@@ -37,6 +37,8 @@ type Instance struct {
 	Root  string
 
 	console *console // while somebody is connected
+	// Rebooting: the guest, which is down, asked to be rebooted.
+	Rebooting bool
 }
 
 // Driver implements driver.Driver in memory. The zero value is not usable; see New.
@@ -52,7 +54,10 @@ type Driver struct {
 	calls     []string
 }
 
-var _ driver.Driver = (*Driver)(nil)
+var (
+	_ driver.Driver     = (*Driver)(nil)
+	_ driver.NICChanger = (*Driver)(nil)
+)
 
 // New returns a driver without instances.
 func New() *Driver {
@@ -88,6 +93,16 @@ func (d *Driver) SetDeaf(uuid string, deaf bool) {
 	defer d.mu.Unlock()
 	if i := d.instances[uuid]; i != nil {
 		i.Deaf = deaf
+	}
+}
+
+// Reboot makes a guest whose interfaces changed reboot itself: it is down and wants to be started.
+func (d *Driver) Reboot(uuid string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := d.instances[uuid]; i != nil {
+		i.Rebooting = true
+		d.set(i, driver.PowerStateShutdown)
 	}
 }
 
@@ -161,7 +176,7 @@ func (d *Driver) Start(ctx context.Context, uuid string, nics []driver.NIC) erro
 		return err
 	}
 	i.NICs = slices.Clone(nics)
-	i.Started = time.Now()
+	i.Started, i.Rebooting = time.Now(), false
 	d.set(i, driver.PowerStateRunning)
 	return nil
 }
@@ -172,6 +187,7 @@ func (d *Driver) Stop(ctx context.Context, uuid string, _, _ time.Duration) erro
 	defer d.mu.Unlock()
 	i, err := d.find(ctx, "Stop", uuid)
 	if err == nil {
+		i.Rebooting = false
 		d.set(i, driver.PowerStateShutdown)
 	}
 	return err
@@ -230,6 +246,45 @@ func (d *Driver) freeze(ctx context.Context, method, uuid string, state driver.P
 	return nil
 }
 
+// AttachNIC implements driver.NICChanger.
+func (d *Driver) AttachNIC(ctx context.Context, uuid string, nic driver.NIC) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i, err := d.findRunning(ctx, "AttachNIC", uuid)
+	if err != nil || nic.Link.Peer == "" {
+		return err
+	}
+	if slices.ContainsFunc(i.NICs, func(n driver.NIC) bool { return n.Name == nic.Name && n.PortID != nic.PortID }) {
+		return fmt.Errorf("attach port %s to instance %s: it has an interface %s", nic.PortID, uuid, nic.Name)
+	}
+	i.NICs = append(without(i.NICs, nic.PortID), nic)
+	return nil
+}
+
+// DetachNIC implements driver.NICChanger.
+func (d *Driver) DetachNIC(ctx context.Context, uuid, portID string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i, err := d.findRunning(ctx, "DetachNIC", uuid)
+	if err == nil {
+		i.NICs = without(i.NICs, portID)
+	}
+	return err
+}
+
+func without(nics []driver.NIC, portID string) []driver.NIC {
+	return slices.DeleteFunc(slices.Clone(nics), func(n driver.NIC) bool { return n.PortID == portID })
+}
+
+// findRunning is find for a guest that is not shut down. d.mu is held.
+func (d *Driver) findRunning(ctx context.Context, method, uuid string) (*Instance, error) {
+	i, err := d.find(ctx, method, uuid)
+	if err == nil && i.InitPID == 0 {
+		err = fmt.Errorf("%s of instance %s: %w", method, uuid, driver.ErrNotRunning)
+	}
+	return i, err
+}
+
 // Info implements driver.Driver.
 func (d *Driver) Info(_ context.Context, uuid string) (driver.Info, error) {
 	d.mu.Lock()
@@ -241,7 +296,7 @@ func (d *Driver) Info(_ context.Context, uuid string) (driver.Info, error) {
 	if i == nil {
 		return driver.Info{}, notFound(uuid)
 	}
-	info := driver.Info{PowerState: i.State, InitPID: i.InitPID}
+	info := driver.Info{PowerState: i.State, InitPID: i.InitPID, Rebooting: i.Rebooting && i.InitPID == 0}
 	if i.InitPID != 0 {
 		info.StartedAt = i.Started
 	}

@@ -14,11 +14,13 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/driver/drivertest"
 	"github.com/compute-agent/compute-agent/driver/fake"
+	"github.com/compute-agent/compute-agent/vif"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConformance(t *testing.T) {
+	ports := 0
 	drivertest.Run(t, drivertest.Harness{
 		New: func(*testing.T) driver.Driver {
 			d := fake.New()
@@ -35,6 +37,19 @@ func TestConformance(t *testing.T) {
 			d.(*fake.Driver).SetState(uuid, driver.PowerStateShutdown)
 		},
 		Deafen: func(_ *testing.T, d driver.Driver, uuid string) { d.(*fake.Driver).SetDeaf(uuid, true) },
+		NIC: func(_ *testing.T, name string) driver.NIC {
+			ports++
+			return driver.NIC{PortID: fmt.Sprintf("port-%d", ports), Name: name, Link: vif.Link{Peer: fmt.Sprintf("tin%d", ports)}}
+		},
+		Unplug: func(*testing.T, driver.Driver, string, driver.NIC) {},
+		Interfaces: func(_ *testing.T, d driver.Driver, uuid string) []string {
+			i, _ := d.(*fake.Driver).Instance(uuid)
+			var names []string
+			for _, nic := range i.NICs {
+				names = append(names, nic.Name)
+			}
+			return names
+		},
 	})
 }
 

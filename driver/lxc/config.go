@@ -28,6 +28,7 @@ type plan struct {
 	lxcfs        string // mount point of lxcfs; "": none
 	console      string // console log file
 	consoleBytes int64  // size of one of its two files
+	preStart     string // hook script, see nic.go
 }
 
 // minConsoleFile is a page.
@@ -63,6 +64,7 @@ func (d *Driver) plan(ctx context.Context, r record, nics []driver.NIC) (plan, e
 		lxcfs:        d.lxcfs(),
 		console:      d.consoleFile(r.Spec.Name),
 		consoleBytes: consoleFileSize(d.o.ConsoleSize),
+		preStart:     d.markFile(r, preStart),
 	}
 	if err := p.inspectRootFS(ctx); err != nil {
 		return plan{}, err
@@ -178,6 +180,7 @@ func (p *plan) securityItems() []item {
 
 func (p *plan) processItems() []item {
 	items := []item{
+		{"lxc.hook.pre-start", "/bin/sh " + p.preStart},
 		{"lxc.signal.halt", p.init.haltName},
 		{"lxc.signal.reboot", p.init.rebootName},
 		{"lxc.signal.stop", "SIGKILL"},

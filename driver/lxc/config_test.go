@@ -32,6 +32,7 @@ func testPlan() plan {
 		},
 		init: initSystemd, swapAccount: true, seccomp: "/var/lib/agent/seccomp.policy",
 		console: "/var/log/agent/instance-0000002a/console.log", consoleBytes: 1 << 19,
+		preStart: "/var/lib/agent/lxc/instance-0000002a/pre-start",
 	}
 }
 

@@ -228,7 +228,7 @@ func (d *Driver) Info(ctx context.Context, uuid string) (driver.Info, error) {
 		return driver.Info{}, err
 	}
 	if !g.running() {
-		return driver.Info{PowerState: driver.PowerStateShutdown}, nil
+		return driver.Info{PowerState: driver.PowerStateShutdown, Rebooting: d.wantsReboot(rec)}, nil
 	}
 	if g.init == 0 {
 		return driver.Info{PowerState: driver.PowerStateNoState}, nil

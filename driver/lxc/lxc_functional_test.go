@@ -137,6 +137,18 @@ func harness() drivertest.Harness {
 			require.NoError(t, err)
 			require.NoError(t, unix.Kill(info.InitPID, unix.SIGSTOP))
 		},
+		NIC: func(t *testing.T, name string) driver.NIC {
+			t.Helper()
+			return newNIC(t, name)
+		},
+		Unplug: func(t *testing.T, _ driver.Driver, _ string, nic driver.NIC) {
+			t.Helper()
+			ip(t, "link", "del", nic.Link.Host)
+		},
+		Interfaces: func(t *testing.T, d driver.Driver, uuid string) []string {
+			t.Helper()
+			return strings.Fields(run(t, d.(*Driver), uuid, "cd /sys/class/net && echo eth*"))
+		},
 		Reopen: func(t *testing.T, d driver.Driver) driver.Driver {
 			t.Helper()
 			again, err := New(d.(*Driver).o)

@@ -79,6 +79,9 @@ func (d *Driver) start(ctx context.Context, rec record, nics []driver.NIC) error
 	if err := d.writeConfig(ctx, rec, nics); err != nil {
 		return err
 	}
+	if err := d.prepareStart(rec); err != nil {
+		return err
+	}
 	if err := d.forkStart(ctx, rec); err != nil {
 		return d.failedStart(ctx, rec, nics, err)
 	}
@@ -89,7 +92,7 @@ func (d *Driver) start(ctx context.Context, rec record, nics []driver.NIC) error
 	if err != nil {
 		return d.failedStart(ctx, rec, nics, err)
 	}
-	return nil
+	return d.unmark(rec, rebootWanted)
 }
 
 // validateNICs refuses what would bend the configuration, and links that are not on

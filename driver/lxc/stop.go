@@ -51,7 +51,7 @@ func (d *Driver) Stop(ctx context.Context, uuid string, timeout, retry time.Dura
 	if err := d.clear(ctx, rec.Spec.Name); err != nil {
 		return fmt.Errorf("stop instance %s: %w", uuid, err)
 	}
-	return nil
+	return d.unmark(rec, nicsChanged, rebootWanted)
 }
 
 // Shutdown implements driver.Driver.
