@@ -44,6 +44,8 @@ type Instance struct {
 // Driver implements driver.Driver in memory. The zero value is not usable; see New.
 type Driver struct {
 	// ExecFunc answers Exec; nil: every command succeeds without output.
+	// Crash runs after AttachNIC has done its work; nil: nothing.
+	Crash    func()
 	ExecFunc func(ctx context.Context, uuid string, cmd driver.Command) (int, error)
 
 	mu        sync.Mutex // guards the fields below
@@ -258,6 +260,9 @@ func (d *Driver) AttachNIC(ctx context.Context, uuid string, nic driver.NIC) err
 		return fmt.Errorf("attach port %s to instance %s: it has an interface %s", nic.PortID, uuid, nic.Name)
 	}
 	i.NICs = append(without(i.NICs, nic.PortID), nic)
+	if d.Crash != nil {
+		d.Crash()
+	}
 	return nil
 }
 

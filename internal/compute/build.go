@@ -175,6 +175,9 @@ func (m *Manager) spawnInstance(ctx context.Context, r *buildRequest, s *spawn) 
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := s.tellDevices(ctx); err != nil {
+		return err
+	}
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -202,13 +205,6 @@ func (m *Manager) checkBuild(r *buildRequest) error {
 			return exception.BuildAbort(uuid, "volumes are not supported by the lxc driver")
 		case b.SourceType == "blank":
 			return exception.BuildAbort(uuid, "ephemeral and swap disks are not supported by the lxc driver")
-		}
-	}
-	if r.RequestedNetworks != nil {
-		for _, n := range r.RequestedNetworks.Objects {
-			if n.Tag != "" {
-				return exception.BuildAbort(uuid, "device tagging is not supported by the lxc driver")
-			}
 		}
 	}
 	return nil

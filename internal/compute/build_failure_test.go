@@ -54,7 +54,6 @@ func TestBuildFailures(t *testing.T) {
 			w.neutron.addPort("taken")
 			w.neutron.ports["taken"]["device_id"] = "other"
 		}, "taken"},
-		{"device tag", map[string]any{"requested_networks": requested(map[string]any{"network_id": networkID, "tag": "nic1"})}, nil, "device tagging"},
 		{"accelerator", map[string]any{"accel_uuids": []string{"a"}}, nil, "accelerators"},
 		{"arguments that are not readable", map[string]any{"security_groups": 7}, nil, "security_groups"},
 		{"another operation took it", nil, func(w *world) {

@@ -8,7 +8,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
-	"github.com/compute-agent/compute-agent/vif"
 )
 
 // Names and states of external events (nova/objects/external_event.py).
@@ -113,25 +112,17 @@ func (m *Manager) vifDeleted(ctx context.Context, inst *object.Instance, portID 
 	if gone == nil {
 		return
 	}
-	if err := m.Plugger.Unplug(ctx, vifOfInfo(inst.UUID, gone)); err != nil {
+	log.Info("Neutron deleted a port of the server; taking it from the guest")
+	rec, ok, err := m.record(inst.UUID)
+	if err != nil || !ok {
+		log.WithError(err).Warning("deleted port not unplugged: no record of the instance")
+		return
+	}
+	if err := m.unplugLive(ctx, &rec, vifOfInfo(inst.UUID, gone)); err != nil {
 		log.WithError(err).Warning("deleted port not unplugged")
 	}
-	if err := m.forgetVIF(inst.UUID, portID); err != nil {
+	rec.forget(portID)
+	if err := m.saveRecord(rec); err != nil {
 		log.WithError(err).Warning("port not removed from the record")
 	}
-}
-
-func (m *Manager) forgetVIF(uuid, portID string) error {
-	rec, ok, err := m.record(uuid)
-	if err != nil || !ok {
-		return err
-	}
-	kept := make([]vif.VIF, 0, len(rec.VIFs))
-	for _, v := range rec.VIFs {
-		if v.PortID != portID {
-			kept = append(kept, v)
-		}
-	}
-	rec.VIFs = kept
-	return m.saveRecord(rec)
 }

@@ -164,6 +164,8 @@ func (r *fakeRoots) Usage(context.Context) (storage.Usage, error) {
 type fakePlugger struct {
 	*trail
 
+	crash func() // runs at the beginning of each call; nil: nothing
+
 	mu    sync.Mutex // guards ports
 	ports map[string]vif.VIF
 }
@@ -171,6 +173,9 @@ type fakePlugger struct {
 var _ vif.Plugger = (*fakePlugger)(nil)
 
 func (p *fakePlugger) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
+	if p.crash != nil {
+		p.crash()
+	}
 	if err := p.do(ctx, "plug", v.PortID); err != nil {
 		return vif.Link{}, err
 	}
@@ -181,6 +186,9 @@ func (p *fakePlugger) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
 }
 
 func (p *fakePlugger) Unplug(ctx context.Context, v vif.VIF) error {
+	if p.crash != nil {
+		p.crash()
+	}
 	if err := p.do(ctx, "unplug", v.PortID); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -51,6 +52,11 @@ func (m *Manager) refreshNetworkInfo(ctx context.Context, inst *object.Instance)
 }
 
 func (m *Manager) refreshLocked(ctx context.Context, inst *object.Instance) (object.NetworkInfo, error) {
+	return m.refreshWith(ctx, inst, "", false)
+}
+
+// refreshWith is refreshLocked with one more port, unless added is "".
+func (m *Manager) refreshWith(ctx context.Context, inst *object.Instance, added string, own bool) (object.NetworkInfo, error) {
 	if err := m.Conductor.RefreshInfoCache(ctx, inst); err != nil {
 		return nil, err
 	}
@@ -61,6 +67,12 @@ func (m *Manager) refreshLocked(ctx context.Context, inst *object.Instance) (obj
 		if cached[i].PreserveOnDelete {
 			req.Preexisting = append(req.Preexisting, cached[i].ID)
 		}
+	}
+	if added != "" && cached.ByID(added) == nil {
+		req.PortIDs = append(req.PortIDs, added)
+	}
+	if own {
+		req.Preexisting = append(req.Preexisting, added)
 	}
 	vifs, err := m.Neutron.NetworkInfo(ctx, req)
 	if err != nil {
@@ -98,6 +110,24 @@ func (m *Manager) refreshBuilt(ctx context.Context, uuid string) {
 	if err != nil && !isGone(err) {
 		reqctx.Log(ctx).WithError(err).Info("info cache not refreshed")
 	}
+}
+
+// addPort appends a port to the info cache and returns its entry. own: the port is the user's.
+func (m *Manager) addPort(ctx context.Context, inst *object.Instance, portID string, own bool) (*object.VIF, error) {
+	unlock, err := m.caches.Lock(ctx, inst.UUID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	info, err := m.refreshWith(ctx, inst, portID, own)
+	if err != nil {
+		return nil, err
+	}
+	added := info.ByID(portID)
+	if added == nil {
+		return nil, fmt.Errorf("port %s is gone: %w", portID, neutron.ErrPortNotFound)
+	}
+	return added, nil
 }
 
 // dropPort takes a port out of the info cache and returns its entry; nil: it was not there.

@@ -94,6 +94,9 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 		log.Warning("a build was interrupted of which nothing is known; putting the instance into error")
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
+	if err := m.settlePortChange(ctx, inst); err != nil {
+		log.WithError(err).Error("change of the ports that the agent's last stop interrupted not settled; the next start tries again")
+	}
 	if complete, ok := m.completions()[inst.TaskState]; ok {
 		log.Info("completing an operation that the agent's last stop interrupted")
 		return complete(ctx, inst)
@@ -191,10 +194,13 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driv
 		return err
 	}
 	for _, v := range rec.VIFs {
-		if _, err := m.Plugger.Plug(ctx, v); err != nil {
+		if err := m.plugLive(ctx, &rec, v, !isOff(state)); err != nil {
 			reqctx.Log(ctx).WithField("port_id", v.PortID).WithError(err).Error("port not plugged; putting the instance into error")
 			return m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 		}
+	}
+	if again, err := m.rebootsItself(ctx, inst); again {
+		return err
 	}
 	wasRunning := inst.VMState == object.VMStateActive && inst.PowerState == int(driver.PowerStateRunning)
 	if isOff(state) && wasRunning && m.opts.ResumeGuestsOnHostBoot {

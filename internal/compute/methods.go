@@ -50,6 +50,8 @@ func (m *Manager) methods() map[string]rpc.Handler {
 
 		"get_console_output":      query("get_console_output", m.consoleOutput),
 		"inject_network_info":     query("inject_network_info", m.injectNetworkInfo),
+		"attach_interface":        m.onInstance(operation{method: "attach_interface", event: "attach_interface", fault: true, lock: true}, m.attachInterface),
+		"detach_interface":        m.onInstance(operation{method: "detach_interface", event: "detach_interface", fault: true, lock: true}, m.detachInterface),
 		"external_instance_event": m.externalInstanceEvent,
 		"set_host_enabled":        m.setHostEnabled,
 		"cache_images":            m.cacheImages,
@@ -111,19 +113,13 @@ var refusals = map[string]refusal{
 		_ = args.Decode("volume_id", &volume) // only for the text
 		return exception.New("InvalidVolume", map[string]any{"reason": "volumes are not supported by the lxc driver (volume " + volume + ")"})
 	}},
-	"attach_volume":            {event: true, fault: true, err: unsupported("volume attach")},
-	"detach_volume":            {event: true, fault: true, err: unsupported("volume detach")},
-	"swap_volume":              {event: true, fault: true, err: unsupported("volume swap")},
-	"extend_volume":            {event: true, fault: true, err: unsupported("volume extend")},
-	"volume_snapshot_create":   {err: unsupported("an assisted volume snapshot")},
-	"volume_snapshot_delete":   {err: unsupported("an assisted volume snapshot")},
-	"remove_volume_connection": {err: unsupported("a volume connection")},
-	"attach_interface": {event: true, fault: true, err: instanceError(func(uuid string) error {
-		return exception.AttachInterfaceNotSupported(uuid)
-	})},
-	"detach_interface": {event: true, fault: true, err: instanceError(func(uuid string) error {
-		return exception.InterfaceDetachFailed(uuid)
-	})},
+	"attach_volume":                 {event: true, fault: true, err: unsupported("volume attach")},
+	"detach_volume":                 {event: true, fault: true, err: unsupported("volume detach")},
+	"swap_volume":                   {event: true, fault: true, err: unsupported("volume swap")},
+	"extend_volume":                 {event: true, fault: true, err: unsupported("volume extend")},
+	"volume_snapshot_create":        {err: unsupported("an assisted volume snapshot")},
+	"volume_snapshot_delete":        {err: unsupported("an assisted volume snapshot")},
+	"remove_volume_connection":      {err: unsupported("a volume connection")},
 	"add_fixed_ip_to_instance":      {fault: true, err: unsupported("adding a fixed ip")},
 	"remove_fixed_ip_from_instance": {fault: true, err: unsupported("removing a fixed ip")},
 	"allow_share":                   {event: true, fault: true, err: unsupported("a share")},

@@ -19,6 +19,7 @@ var served = []string{
 	"soft_delete_instance", "restore_instance", "get_console_output", "inject_network_info", "external_instance_event", "set_host_enabled",
 	"get_host_uptime", "cache_images",
 	"suspend_instance", "resume_instance", "set_admin_password", "get_diagnostics", "get_instance_diagnostics",
+	"attach_interface", "detach_interface",
 }
 
 // refusedWith are the other methods of the compute API from 6.0 to 6.5
@@ -46,7 +47,6 @@ var refusedWith = map[string]string{
 
 	"reserve_block_device_name": "InvalidVolume", "attach_volume": "NotImplementedError", "detach_volume": "NotImplementedError",
 	"swap_volume": "NotImplementedError", "volume_snapshot_create": "NotImplementedError", "volume_snapshot_delete": "NotImplementedError",
-	"attach_interface": "AttachInterfaceNotSupported", "detach_interface": "InterfaceDetachFailed",
 	"add_fixed_ip_to_instance": "NotImplementedError", "remove_fixed_ip_from_instance": "NotImplementedError",
 	"allow_share": "NotImplementedError", "deny_share": "NotImplementedError",
 

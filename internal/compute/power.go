@@ -85,6 +85,7 @@ func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Durati
 	if err != nil && !errors.Is(err, driver.ErrNotFound) {
 		return err
 	}
+	m.replug(ctx, uuid)
 	return m.Roots.Unmount(ctx, uuid)
 }
 
@@ -127,7 +128,8 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 	if !ok {
 		return exception.InstanceNotFound(inst.UUID)
 	}
-	rec.VIFs = vifsOfInfo(inst.UUID, info)
+	rec.setVIFs(vifsOfInfo(inst.UUID, info))
+	rec.Hot = false
 	if err := m.saveRecord(rec); err != nil {
 		return err
 	}
@@ -137,12 +139,12 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 // runRecorded starts a guest from its record alone.
 func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 	nics := make([]driver.NIC, 0, len(rec.VIFs))
-	for i, v := range rec.VIFs {
+	for _, v := range rec.VIFs {
 		link, err := m.Plugger.Plug(ctx, v)
 		if err != nil {
 			return fmt.Errorf("plug port %s: %w", v.PortID, err)
 		}
-		nics = append(nics, driver.NIC{PortID: v.PortID, Name: "eth" + strconv.Itoa(i), Link: link})
+		nics = append(nics, driver.NIC{PortID: v.PortID, Name: rec.nicName(v.PortID), Link: link})
 	}
 	rootfs, err := m.Roots.Mount(ctx, rec.Root)
 	if err != nil {

@@ -53,7 +53,36 @@ func (m *Manager) followGuest(ctx context.Context, uuid string) error {
 	if inst.Host != m.opts.Host {
 		return nil
 	}
+	if again, err := m.rebootsItself(ctx, inst); again {
+		return err
+	}
 	return m.syncPowerState(ctx, inst, state)
+}
+
+// rebootsItself starts a guest again that is down because it asked to be rebooted and its
+// monitor could not do that, and tells whether it did. The caller holds the instance's lock.
+func (m *Manager) rebootsItself(ctx context.Context, inst *object.Instance) (bool, error) {
+	if inst.TaskState != object.TaskStateNone || inst.VMState != object.VMStateActive {
+		return false, nil
+	}
+	info, err := m.Driver.Info(ctx, inst.UUID)
+	if err != nil || !info.Rebooting {
+		return false, nil //nolint:nilerr // a guest that cannot be looked at is the caller's
+	}
+	rec, ok, err := m.record(inst.UUID)
+	if err != nil || !ok {
+		return false, err
+	}
+	rec.Hot = false
+	if err := m.saveRecord(rec); err != nil {
+		return false, err
+	}
+	if err := m.runRecorded(ctx, rec); err != nil {
+		reqctx.Log(ctx).WithError(err).Error("guest that rebooted itself not started again")
+		return false, nil
+	}
+	reqctx.Log(ctx).Info("guest rebooted itself")
+	return true, nil
 }
 
 // syncPowerState stores the guest's power state and makes the server follow it: a guest

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/compute-agent/compute-agent/imagesync"
@@ -28,12 +30,58 @@ type record struct {
 	VIFs    []vif.VIF    `json:"vifs"`
 	// Templates is what the image's templates need at every start; nil: it has none.
 	Templates *template.Vars `json:"templates,omitempty"`
-	Created   time.Time      `json:"created"`
+	// Names are the guest's names of the ports, by port id: a port keeps its name for life.
+	Names map[string]string `json:"names,omitempty"`
+	// Hot: the guest's interfaces changed since it was started.
+	Hot bool `json:"hot,omitempty"`
+	// PortChange is an attachment or detachment under way.
+	PortChange *portChange `json:"port_change,omitempty"`
+	Created    time.Time   `json:"created"`
 }
 
 // record reads an instance's record; false: this host knows nothing of it.
 func (m *Manager) record(uuid string) (record, bool, error) {
 	return state.Get[record](m.DB, recordBucket, uuid)
+}
+
+// setVIFs makes a list of ports the instance's. Those that it had keep their names; the others
+// get the first free ones, in the order of the list.
+func (r *record) setVIFs(vifs []vif.VIF) {
+	names := make(map[string]string, len(vifs))
+	for _, v := range vifs {
+		if name := r.Names[v.PortID]; name != "" {
+			names[v.PortID] = name
+		}
+	}
+	r.VIFs, r.Names = vifs, names
+	for _, v := range vifs {
+		r.nicName(v.PortID)
+	}
+}
+
+// nicName is the guest's name of a port. One without gets the first that is free.
+func (r *record) nicName(portID string) string {
+	if name := r.Names[portID]; name != "" {
+		return name
+	}
+	used := make(map[string]bool, len(r.Names))
+	for _, name := range r.Names {
+		used[name] = true
+	}
+	name := "eth0"
+	for i := 1; used[name]; i++ {
+		name = "eth" + strconv.Itoa(i)
+	}
+	if r.Names == nil {
+		r.Names = map[string]string{}
+	}
+	r.Names[portID] = name
+	return name
+}
+
+// forget takes a port out of the record.
+func (r *record) forget(portID string) {
+	r.setVIFs(slices.DeleteFunc(slices.Clone(r.VIFs), func(v vif.VIF) bool { return v.PortID == portID }))
 }
 
 func listRecords(db *state.DB) (map[string]record, error) {

@@ -98,6 +98,10 @@ func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
 		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, p.ID))
 	}
 	s.rec.VIFs = append(s.rec.VIFs, v)
+	if s.rec.Names == nil {
+		s.rec.Names = map[string]string{}
+	}
+	s.rec.Names[p.ID] = "eth" + strconv.Itoa(p.Index) // the ports are bound in any order
 	err := s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
@@ -187,7 +191,7 @@ func (s *spawn) storeNetworkInfo(ctx context.Context) error {
 	g.Go(func() error {
 		for i := range s.alloc.Ports {
 			p := &s.alloc.Ports[i]
-			if err := s.m.Conductor.CreateVIF(gctx, p.ID, p.MACAddress, s.inst.UUID, nil); err != nil {
+			if err := s.m.Conductor.CreateVIF(gctx, p.ID, p.MACAddress, s.inst.UUID, tagOf(p.Tag)); err != nil {
 				return err
 			}
 		}
@@ -257,6 +261,22 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	return s.m.Driver.Create(ctx, spec, rootfs)
 }
 
+// tellDevices stores what the metadata service is to say of the server's devices, before the
+// guest can ask. Most servers have nothing to tell, and nothing is stored.
+func (s *spawn) tellDevices(ctx context.Context) error {
+	tags := map[string]string{}
+	if s.alloc != nil {
+		for i := range s.alloc.Ports {
+			tags[s.alloc.Ports[i].ID] = s.alloc.Ports[i].Tag
+		}
+	}
+	devices, err := s.m.builtDevices(s.info, tags, s.r.BDMs)
+	if err != nil || devices == nil {
+		return err
+	}
+	return s.m.Conductor.SaveInstance(ctx, s.inst, map[string]any{"device_metadata": devices})
+}
+
 // start runs the guest with its ports in request order, once the files are made that
 // its image has templates for.
 func (s *spawn) start(ctx context.Context) error {
@@ -267,7 +287,7 @@ func (s *spawn) start(ctx context.Context) error {
 	if s.alloc != nil {
 		for i := range s.alloc.Ports {
 			id := s.alloc.Ports[i].ID
-			nics = append(nics, driver.NIC{PortID: id, Name: "eth" + strconv.Itoa(i), Link: s.links[id]})
+			nics = append(nics, driver.NIC{PortID: id, Name: s.rec.Names[id], Link: s.links[id]})
 		}
 	}
 	return s.m.Driver.Start(ctx, s.inst.UUID, nics)

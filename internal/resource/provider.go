@@ -28,9 +28,9 @@ const (
 // agent asserts or removes, so that nobody else can claim them for this host.
 var ownTraits = map[string]bool{
 	traitImageRaw:                           true,
-	traitAttachInterface:                    false,
-	"COMPUTE_DEVICE_TAGGING":                false,
-	"COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG": false,
+	traitAttachInterface:                    true,
+	"COMPUTE_DEVICE_TAGGING":                true,
+	"COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG": true,
 	"COMPUTE_VOLUME_ATTACH_WITH_TAG":        false,
 	"COMPUTE_VOLUME_EXTEND":                 false,
 	"COMPUTE_VOLUME_MULTI_ATTACH":           false,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 )
 
 var null = json.RawMessage("null")
@@ -25,6 +26,9 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"InstanceFault.create":                          createFault,
 	"VirtualInterface.create":                       createVIF,
 	"VirtualInterface.delete_by_instance_uuid":      deleteVIFs,
+	"VirtualInterface.get_by_uuid":                  getVIF,
+	"VirtualInterface.destroy":                      destroyVIF,
+	"InstanceDeviceMetadata.get_by_instance_uuid":   getDevices,
 	"BlockDeviceMapping.save":                       saved,
 	"BlockDeviceMappingList.get_by_instance_uuid":   noBDMs,
 	"ComputeNode.get_by_uuid":                       getNode,
@@ -165,6 +169,31 @@ func createVIF(c *Conductor, in *request) (json.RawMessage, error) {
 func deleteVIFs(c *Conductor, in *request) (json.RawMessage, error) {
 	uuid := in.arg(0, "instance_uuid")
 	maps.DeleteFunc(c.vifs, func(_, of string) bool { return of == uuid })
+	return null, nil
+}
+
+func getVIF(c *Conductor, in *request) (json.RawMessage, error) {
+	port := in.arg(0, "uuid")
+	for address, instance := range c.vifs {
+		if mac, of, _ := strings.Cut(address, "/"); of == port {
+			return Object("VirtualInterface", Fields{
+				"id": Raw(1), "uuid": Raw(port), "address": Raw(mac), "instance_uuid": Raw(instance),
+			}), nil
+		}
+	}
+	return null, nil
+}
+
+func destroyVIF(c *Conductor, in *request) (json.RawMessage, error) {
+	port := text(in.Object.Data["uuid"])
+	maps.DeleteFunc(c.vifs, func(address, _ string) bool { return strings.HasSuffix(address, "/"+port) })
+	return updates(Fields{}), nil
+}
+
+func getDevices(c *Conductor, in *request) (json.RawMessage, error) {
+	if devices, ok := c.instances[in.arg(0, "instance_uuid")]["device_metadata"]; ok {
+		return devices, nil
+	}
 	return null, nil
 }
 

@@ -86,6 +86,7 @@ func (a *allocation) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			port.Index = i
 			a.ports[i] = *port
 			if a.request.OnBound == nil {
 				return nil

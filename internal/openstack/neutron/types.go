@@ -138,6 +138,7 @@ type AllocatedPort struct {
 	Port
 	Tag     string
 	Created bool // false: the user's own port, to be preserved on delete
+	Index   int  // place in request order
 	MTU     int  // of the port's network; 0: unknown
 }
 
