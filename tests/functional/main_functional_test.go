@@ -18,8 +18,11 @@ var (
 	hostFlag = flag.String("host", "", "host that the agent under test runs as, besides others in a shared control plane; default this machine's name")
 )
 
-// shared is what the tests share. A test that ends the agent starts it again.
-var shared *lab.Lab
+// shared is what the tests share. A test that ends the agent starts it again. ours: this run has brought up the control plane.
+var (
+	shared *lab.Lab
+	ours   bool
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -55,6 +58,7 @@ func setUp(ctx context.Context) error {
 	if shared, err = lab.New(*netFlag, "agent-under-test"); err != nil {
 		return err
 	}
+	ours = !lab.Shared() && !shared.Plane.Running()
 	if err := shared.UpForTests(ctx); err != nil {
 		return err
 	}
@@ -70,8 +74,8 @@ func setUp(ctx context.Context) error {
 }
 
 func tearDown(ctx context.Context) error {
-	if shared == nil {
-		return nil
+	if shared == nil || !ours && !lab.Shared() {
+		return nil // what runs is somebody else's
 	}
 	err := shared.StopAgent(ctx)
 	if lab.Shared() {
