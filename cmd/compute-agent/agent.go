@@ -388,6 +388,7 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 		return nil
 	})
 	g.Go(func() error { return s.manager.WatchGuests(gctx) })
+	g.Go(func() error { return s.manager.ServeConsoles(gctx) })
 	if c.Default.PeriodicEnable {
 		g.Go(func() error { return s.manager.RunPeriodicTasks(gctx) })
 	}

@@ -131,7 +131,11 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		ImageCacheInterval:     c.ImageCache.ManagerInterval, RemoveUnusedImages: c.ImageCache.RemoveUnusedBaseImages,
 		UnusedImageAge: c.ImageCache.RemoveUnusedOriginalMinimumAgeSeconds, PrecacheConcurrency: c.ImageCache.PrecacheConcurrency,
 		ImageCacheMaxBytes: int64(c.LXC.ImageCacheMaxGB) << 30,
-		RootDiskDefaultGB:  c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
+		SerialConsole: compute.SerialConsole{
+			Enabled: c.SerialConsole.Enabled, BaseURL: c.SerialConsole.BaseURL, Address: c.SerialConsole.ProxyclientAddress,
+			First: c.SerialConsole.PortRange.First, Last: c.SerialConsole.PortRange.Last, TokenTTL: c.ConsoleAuth.TokenTTL,
+		},
+		RootDiskDefaultGB: c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
 	}

@@ -34,6 +34,7 @@ var allowed = []struct {
 
 	{"flavor", nil},
 	{"internal/shadow", nil},
+	{"internal/serialconsole", []string{"internal/state", leaves}},
 	{"rpc/...", []string{"rpc/...", leaves}},
 	{"internal/state", []string{"internal/storage", leaves}},
 	{"internal/storage/...", []string{"internal/storage/...", leaves}},

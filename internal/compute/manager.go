@@ -18,6 +18,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/openstack/placement"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/resource"
+	"github.com/compute-agent/compute-agent/internal/serialconsole"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/vif"
@@ -59,6 +60,8 @@ type Options struct {
 	PrecacheConcurrency int           // [image_cache] precache_concurrency: images cached at the same time
 	ImageCacheMaxBytes  int64         // [lxc] image_cache_max_gb; 0: no cap
 
+	SerialConsole SerialConsole
+
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 
@@ -96,6 +99,8 @@ type Manager struct {
 
 	inflight inflight
 
+	consoles *serialconsole.Server // nil: this host has none
+
 	caches    keylock.Locks // by instance UUID: reading ports and storing them in the info cache
 	refreshes refreshes
 
@@ -118,6 +123,7 @@ func New(o Options, d Deps) *Manager {
 		inflight:   inflight{db: d.DB, builds: map[*acceptedBuild]bool{}},
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
+		consoles:   newConsoles(o.SerialConsole, d),
 	}
 }
 

@@ -48,6 +48,9 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"get_diagnostics":          question("get_diagnostics", m.legacyDiagnostics),
 		"get_instance_diagnostics": question("get_instance_diagnostics", m.instanceDiagnostics),
 
+		"get_serial_console":    question("get_serial_console", m.serialConsole),
+		"validate_console_port": question("validate_console_port", m.validateConsolePort),
+
 		"get_console_output":      query("get_console_output", m.consoleOutput),
 		"inject_network_info":     query("inject_network_info", m.injectNetworkInfo),
 		"attach_interface":        m.onInstance(operation{method: "attach_interface", event: "attach_interface", fault: true, lock: true}, m.attachInterface),
@@ -125,12 +128,10 @@ var refusals = map[string]refusal{
 	"allow_share":                   {event: true, fault: true, err: unsupported("a share")},
 	"deny_share":                    {event: true, fault: true, err: unsupported("a share")},
 
-	"get_serial_console":    {fault: true, err: noConsole},
-	"validate_console_port": {fault: true, err: noConsole},
-	"get_vnc_console":       {fault: true, err: noConsole},
-	"get_spice_console":     {fault: true, err: noConsole},
-	"get_rdp_console":       {fault: true, err: noConsole},
-	"get_mks_console":       {fault: true, err: noConsole},
+	"get_vnc_console":   {fault: true, err: noConsole},
+	"get_spice_console": {fault: true, err: noConsole},
+	"get_rdp_console":   {fault: true, err: noConsole},
+	"get_mks_console":   {fault: true, err: noConsole},
 
 	"host_power_action":     {err: unsupported("a host power action")},
 	"host_maintenance_mode": {err: unsupported("host maintenance mode")},

@@ -20,6 +20,7 @@ var served = []string{
 	"get_host_uptime", "cache_images",
 	"suspend_instance", "resume_instance", "set_admin_password", "get_diagnostics", "get_instance_diagnostics",
 	"attach_interface", "detach_interface",
+	"get_serial_console", "validate_console_port",
 }
 
 // refusedWith are the other methods of the compute API from 6.0 to 6.5
@@ -50,7 +51,6 @@ var refusedWith = map[string]string{
 	"add_fixed_ip_to_instance": "NotImplementedError", "remove_fixed_ip_from_instance": "NotImplementedError",
 	"allow_share": "NotImplementedError", "deny_share": "NotImplementedError",
 
-	"get_serial_console": "ConsoleTypeUnavailable", "validate_console_port": "ConsoleTypeUnavailable",
 	"get_vnc_console": "ConsoleTypeUnavailable", "get_spice_console": "ConsoleTypeUnavailable",
 	"get_mks_console": "ConsoleTypeUnavailable", "get_rdp_console": "ConsoleTypeUnavailable",
 	"host_power_action": "NotImplementedError", "host_maintenance_mode": "NotImplementedError",

@@ -155,6 +155,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 			step("unplug port "+v.PortID, err)
 		}
 	}
+	step("release console", m.forgetConsole(uuid))
 	step("delete root disks", m.deleteRoots(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
 	if len(errs) == 0 {

@@ -125,6 +125,11 @@ func (c *Client) ProjectID() string {
 // Do sends in as JSON (nothing when nil; as it is when an io.Reader) and decodes the answer into out (unless nil). A status of
 // 400 and above is an *Error.
 func (c *Client) Do(ctx context.Context, method, service, path string, in, out any) error {
+	return c.DoAt(ctx, microversions[service], method, service, path, in, out)
+}
+
+// DoAt is Do at a microversion of the service; "" is its oldest.
+func (c *Client) DoAt(ctx context.Context, version, method, service, path string, in, out any) error {
 	c.mu.Lock()
 	base, token := c.endpoints[service], c.token
 	c.mu.Unlock()
@@ -132,7 +137,7 @@ func (c *Client) Do(ctx context.Context, method, service, path string, in, out a
 		return fmt.Errorf("call %s %s: no %s service in the catalog", method, path, service)
 	}
 	header := http.Header{"X-Auth-Token": {token}}
-	if version := microversions[service]; version != "" {
+	if version != "" {
 		header.Set("OpenStack-Api-Version", version)
 	}
 	_, err := c.send(ctx, method, base+path, header, in, out)
