@@ -417,7 +417,7 @@ func serveMetrics(ctx context.Context, address string) error {
 		return fmt.Errorf("listen for metrics ([lxc] metrics_listen): %w", err)
 	}
 	registry := metrics.NewRegistry(version)
-	registry.MustRegister(append(rpc.Collectors(), rabbit.Collectors()...)...)
+	registry.MustRegister(slices.Concat(rpc.Collectors(), rabbit.Collectors(), compute.Collectors())...)
 	return metrics.Serve(ctx, listener, metrics.Handler(registry))
 }
 

@@ -120,7 +120,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		Host: d.Host, InstanceNameTemplate: d.InstanceNameTemplate, OVSBridge: c.Neutron.OVSBridge, HostArch: host.Arch,
 		MaxConcurrentBuilds: d.MaxConcurrentBuilds,
 		VIFPluggingTimeout:  d.VIFPluggingTimeout, VIFPluggingIsFatal: d.VIFPluggingIsFatal,
-		ShutdownTimeout: d.ShutdownTimeout, ShutdownRetryInterval: c.Compute.ShutdownRetryInterval, RebootTimeout: c.Libvirt.WaitSoftRebootSeconds,
+		ShutdownTimeout: d.ShutdownTimeout, ShutdownRetryInterval: c.Compute.ShutdownRetryInterval, RebootTimeout: rebootTimeout(c),
 		UpdateResourcesInterval: d.UpdateResourcesInterval, SyncPowerStateInterval: d.SyncPowerStateInterval,
 		HealInfoCacheInterval: offWhenZero(valueOr(d.HealInstanceInfoCacheInterval, r.HealInterval)),
 		SchedulerSyncInterval: d.SchedulerInstanceSyncInterval, RunningDeletedInterval: d.RunningDeletedInstancePollInterval,
@@ -135,10 +135,21 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 			Enabled: c.SerialConsole.Enabled, BaseURL: c.SerialConsole.BaseURL, Address: c.SerialConsole.ProxyclientAddress,
 			First: c.SerialConsole.PortRange.First, Last: c.SerialConsole.PortRange.Last, TokenTTL: c.ConsoleAuth.TokenTTL,
 		},
-		RootDiskDefaultGB: c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
+		UsageAudit:             compute.UsageAudit{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
+		InstanceDeleteInterval: d.InstanceDeleteInterval,
+		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
 	}
+}
+
+// rebootTimeout is how long a soft reboot may take before it becomes a hard one: [libvirt]
+// wait_soft_reboot_seconds, or [DEFAULT] reboot_timeout if that comes first.
+func rebootTimeout(c *config.Config) time.Duration {
+	if limit := c.Default.RebootTimeout; limit > 0 {
+		return min(limit, c.Libvirt.WaitSoftRebootSeconds)
+	}
+	return c.Libvirt.WaitSoftRebootSeconds
 }
 
 // idPool is the pool of host ids for instances: the operator's, else what root may map.

@@ -60,7 +60,9 @@ type Options struct {
 	PrecacheConcurrency int           // [image_cache] precache_concurrency: images cached at the same time
 	ImageCacheMaxBytes  int64         // [lxc] image_cache_max_gb; 0: no cap
 
-	SerialConsole SerialConsole
+	SerialConsole          SerialConsole
+	UsageAudit             UsageAudit
+	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit

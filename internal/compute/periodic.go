@@ -36,6 +36,9 @@ func (m *Manager) tasks() []task {
 		{"sync_scheduler_instance_info", m.opts.SchedulerSyncInterval, m.syncScheduler},
 		{"cleanup_running_deleted_instances", m.opts.RunningDeletedInterval, m.reapDeleted},
 		{"reclaim_queued_deletes", 0, m.reclaimDeleted},
+		{"check_instance_build_time", 0, m.failStuckBuilds},
+		{"instance_usage_audit", 0, m.auditUsage},
+		{"cleanup_expired_console_auth_tokens", m.opts.InstanceDeleteInterval, m.Conductor.CleanExpiredConsoleTokens},
 		{"run_image_cache_manager_pass", m.opts.ImageCacheInterval, m.manageImageCache},
 	}
 }
@@ -68,9 +71,12 @@ func (m *Manager) runTask(ctx context.Context, t task) error {
 		case <-timer.C:
 		}
 		tctx := reqctx.WithField(adminContext(ctx), "task", t.name)
+		began, outcome := time.Now(), "ok"
 		if err := protect(func() error { return t.run(tctx) }); err != nil && ctx.Err() == nil {
+			outcome = "error"
 			reqctx.Log(tctx).WithError(err).Warning("periodic task failed; it runs again at its next turn")
 		}
+		taskSeconds.WithLabelValues(t.name, outcome).Observe(time.Since(began).Seconds())
 		timer.Reset(t.interval)
 	}
 }
@@ -183,4 +189,30 @@ func (m *Manager) reclaim(ctx context.Context, inst *object.Instance) error {
 		return err
 	}
 	return m.deleteInstance(ctx, inst, nil)
+}
+
+// failStuckBuilds puts instances into ERROR that have been building for longer than
+// instance_build_timeout. A build of this process ends itself at that time and tells why; what is found
+// here lost its build in another way (nova/compute/manager.py:_check_instance_build_time).
+func (m *Manager) failStuckBuilds(ctx context.Context) error {
+	if m.opts.InstanceBuildTimeout <= 0 {
+		return nil
+	}
+	building, err := m.Conductor.InstancesByFilters(ctx, map[string]any{"vm_state": object.VMStateBuilding, "host": m.opts.Host})
+	if err != nil {
+		return fmt.Errorf("list building instances: %w", err)
+	}
+	for _, inst := range building {
+		if time.Since(inst.CreatedAt.Time) < m.opts.InstanceBuildTimeout || m.inflight.has(inst.UUID) {
+			continue
+		}
+		log := reqctx.Log(ctx).WithField("instance", inst.UUID)
+		err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError}, conductor.ExpectVM(object.VMStateBuilding))
+		if err != nil {
+			log.WithError(err).Info("instance that was stuck in its build left as it is")
+			continue
+		}
+		log.WithField("created", inst.CreatedAt.Time).Warning("build timed out; put the instance into error")
+	}
+	return nil
 }

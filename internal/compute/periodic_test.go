@@ -44,7 +44,7 @@ func TestTaskIntervals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(o *Options) {
 		o.UpdateResourcesInterval, o.SyncPowerStateInterval, o.SchedulerSyncInterval = -1, -1, -1
-		o.RunningDeletedInterval, o.HealInfoCacheInterval = -1, 0
+		o.RunningDeletedInterval, o.HealInfoCacheInterval, o.InstanceDeleteInterval = -1, 0, -1
 	})
 	intervals := map[string]time.Duration{}
 	for _, task := range w.tasks() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -140,6 +141,15 @@ func (c *Client) InstancesByHostAndNode(ctx context.Context, host, node string, 
 func (c *Client) InstancesByFilters(ctx context.Context, filters map[string]any, attrs ...string) ([]*object.Instance, error) {
 	return list[object.Instance](ctx, c, "InstanceList", "get_by_filters", []any{filters},
 		map[string]any{"sort_dir": "asc", "expected_attrs": attrList(attrs), "use_slave": true})
+}
+
+// InstancesActiveInWindow lists the instances that were on a host at some time of a period,
+// deleted ones too (nova/objects/instance.py:InstanceList.get_active_by_window_joined).
+func (c *Client) InstancesActiveInWindow(ctx context.Context, begin, end time.Time, host string, attrs ...string) ([]*object.Instance, error) {
+	const isotime = "2006-01-02T15:04:05Z"
+	return list[object.Instance](ctx, c, "InstanceList", "_get_active_by_window_joined",
+		[]any{begin.UTC().Format(isotime), end.UTC().Format(isotime), nil, host, attrList(attrs)},
+		map[string]any{"use_slave": true, "limit": nil, "marker": nil})
 }
 
 // RefreshInstance reads the columns of an instance again.

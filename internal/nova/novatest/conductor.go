@@ -25,6 +25,7 @@ type Conductor struct {
 	nodes      map[string]Fields
 	services   []Fields
 	migrations []Fields
+	taskLogs   map[string]bool // by taskKey
 	faults     []Fields
 	casts      []Cast
 	log        []string
@@ -42,7 +43,7 @@ type Cast struct {
 // New returns a conductor whose database is empty.
 func New() *Conductor {
 	return &Conductor{
-		instances: map[string]Fields{}, caches: map[string]string{}, vifs: map[string]string{}, nodes: map[string]Fields{},
+		instances: map[string]Fields{}, caches: map[string]string{}, vifs: map[string]string{}, taskLogs: map[string]bool{}, nodes: map[string]Fields{},
 		failures: map[string][]error{}, hooks: map[string]func(){}, nextID: 1,
 	}
 }

@@ -42,6 +42,10 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"MigrationList.get_in_progress_and_error":       migrationsInProgress,
 	"Migration.save":                                saved,
 	"ConsoleAuthToken.authorize":                    authorize,
+	"TaskLog.get":                                   getTask,
+	"TaskLog.begin_task":                            beginTask,
+	"TaskLog.end_task":                              saved,
+	"InstanceList._get_active_by_window_joined":     activeInstances,
 	"ConsoleAuthToken.clean_expired_console_auths":  nothing,
 }
 
@@ -56,6 +60,36 @@ func updates(fields Fields) json.RawMessage {
 	out := maps.Clone(fields)
 	out["obj_what_changed"] = Raw([]string{})
 	return Raw([]any{out, nil})
+}
+
+// taskKey names a task and its period, of which one is recorded.
+func taskKey(name, host, begin string) string {
+	return name + " " + host + " " + strings.TrimSuffix(strings.TrimSuffix(begin, "Z"), ".000000")
+}
+
+func getTask(c *Conductor, in *request) (json.RawMessage, error) {
+	if !c.taskLogs[taskKey(in.arg(0, ""), in.arg(3, ""), in.arg(1, ""))] {
+		return null, nil
+	}
+	return Object("TaskLog", Fields{"task_name": Raw(in.arg(0, ""))}), nil
+}
+
+func beginTask(c *Conductor, in *request) (json.RawMessage, error) {
+	key := taskKey(text(in.Object.Data["task_name"]), text(in.Object.Data["host"]), text(in.Object.Data["period_beginning"]))
+	if c.taskLogs[key] {
+		return nil, Failure("TaskAlreadyRunning")
+	}
+	c.taskLogs[key] = true
+	return updates(in.changed()), nil
+}
+
+func activeInstances(c *Conductor, in *request) (json.RawMessage, error) {
+	host := in.arg(3, "")
+	var attrs json.RawMessage
+	if len(in.Args) > 4 {
+		attrs = in.Args[4]
+	}
+	return c.instancesWhere(attrs, func(row Fields) bool { return text(row["host"]) == host }), nil
 }
 
 // authorize gives every console the same token.
