@@ -31,22 +31,21 @@ type digest struct {
 	sums map[string]hash.Hash
 	algo string // to be compared; empty: nothing was recorded
 	want string
+	// fingerprint of a split image has had the other half already; nil: the image is whole.
+	fingerprint hash.Hash
 }
 
 // newDigest picks what to verify as glanceclient does (v2/images.py:data): the
 // strong hash if Glance has one and it is known, else the MD5 checksum.
-func newDigest(r Request) (*digest, error) {
+func newDigest(hashAlgo, hashValue, checksum string) (*digest, error) {
 	d := &digest{sums: map[string]hash.Hash{"sha256": sha256.New()}}
-	switch _, known := hashers[r.HashAlgo]; {
-	case r.HashValue != "" && known:
-		d.algo, d.want = r.HashAlgo, strings.ToLower(r.HashValue)
-	case r.Checksum != "":
-		d.algo, d.want = "md5", strings.ToLower(r.Checksum)
-	case r.HashValue != "":
-		return nil, &refused{found: fmt.Sprintf("a hash of the unknown kind %q and no checksum", r.HashAlgo), want: "os_hash_algo sha512 or another of the SHA-2 and SHA-3 families"}
-	}
-	if r.Local { // Glance's default: the same bytes there need no download
-		d.sums["sha512"] = sha512.New()
+	switch _, known := hashers[hashAlgo]; {
+	case hashValue != "" && known:
+		d.algo, d.want = hashAlgo, strings.ToLower(hashValue)
+	case checksum != "":
+		d.algo, d.want = "md5", strings.ToLower(checksum)
+	case hashValue != "":
+		return nil, &refused{found: fmt.Sprintf("a hash of the unknown kind %q and no checksum", hashAlgo), want: "os_hash_algo sha512 or another of the SHA-2 and SHA-3 families"}
 	}
 	if d.algo != "" && d.sums[d.algo] == nil {
 		d.sums[d.algo] = hashers[d.algo]()
@@ -54,10 +53,21 @@ func newDigest(r Request) (*digest, error) {
 	return d, nil
 }
 
+// also computes SHA-512, Glance's default, of what does not come from Glance: the same
+// bytes there need no download.
+func (d *digest) also() {
+	if d.sums["sha512"] == nil {
+		d.sums["sha512"] = sha512.New()
+	}
+}
+
 // Write implements io.Writer; it never fails.
 func (d *digest) Write(p []byte) (int, error) {
 	for _, h := range d.sums {
 		_, _ = h.Write(p)
+	}
+	if d.fingerprint != nil {
+		_, _ = d.fingerprint.Write(p)
 	}
 	return len(p), nil
 }
@@ -71,6 +81,14 @@ func (d *digest) verify() error {
 		return fmt.Errorf("%w: %s is %s, Glance has recorded %s", ErrHashMismatch, d.algo, got, d.want)
 	}
 	return nil
+}
+
+// identity is the SHA-256 of the whole image, as LXD and Incus define it.
+func (d *digest) identity() string {
+	if d.fingerprint != nil {
+		return hex.EncodeToString(d.fingerprint.Sum(nil))
+	}
+	return hex.EncodeToString(d.sums["sha256"].Sum(nil))
 }
 
 func (d *digest) hex() map[string]string {

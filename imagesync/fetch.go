@@ -87,9 +87,12 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 	if err := s.checkSize(r); err != nil {
 		return content{}, err
 	}
-	sums, err := newDigest(r)
+	sums, err := newDigest(r.HashAlgo, r.HashValue, r.Checksum)
 	if err != nil {
 		return content{}, err
+	}
+	if r.Local {
+		sums.also()
 	}
 	stage, err := os.MkdirTemp(s.path("staging"), "import-")
 	if err != nil {
@@ -100,12 +103,19 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 		return content{}, fmt.Errorf("make staging directory: %w", err)
 	}
 
+	other, err := s.importMetadata(ctx, r.MetadataImage, stage)
+	if err != nil {
+		return content{}, err
+	}
+	if other != nil {
+		sums.fingerprint = other.fingerprint
+	}
 	body := &download{ctx: ctx, src: r.Source, size: r.Size, limit: s.o.MaxImageBytes, retries: s.o.Retries, delay: s.o.RetryDelay, stall: s.o.StallTimeout}
 	defer body.Close() //nolint:errcheck // only read
 	counted := &progress{ctx: ctx, r: io.TeeReader(body, sums), id: r.ID, size: r.Size, flight: r.flight, next: time.Now().Add(progressInterval)}
 	in := bufio.NewReaderSize(counted, sniffSize)
 	verify := func() error { return s.conclude(in, body, sums, nil) }
-	stats, err := s.unpackStream(ctx, r, in, stage, verify)
+	stats, err := s.unpackStream(ctx, r, in, stage, s.limits(), verify)
 	if err := s.conclude(in, body, sums, err); err != nil {
 		return content{}, err
 	}
@@ -116,7 +126,10 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 		Devices:      stats.Devices,
 		Hashes:       sums.hex(),
 	}
-	c.Fingerprint = c.Hashes["sha256"]
+	c.Fingerprint = sums.identity()
+	if other != nil {
+		c.MetadataHashes = other.hashes
+	}
 	if c.Metadata, c.Templates, err = arrange(stage, r); err != nil {
 		return content{}, err
 	}
@@ -162,7 +175,7 @@ func (s *Store) conclude(in io.Reader, body *download, sums *digest, err error) 
 
 // unpackStream recognises the stream and unpacks it. verify reads it to its end and
 // compares its hash, for what must be known to be right before it is looked into.
-func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, stage string, verify func() error) (unpack.Stats, error) {
+func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, stage string, limits unpack.Limits, verify func() error) (unpack.Stats, error) {
 	tree := filepath.Join(stage, "tree")
 	head, err := in.Peek(sniffSize)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -174,9 +187,9 @@ func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, s
 	}
 	switch f {
 	case formatTar:
-		return s.untar(ctx, in, tree)
+		return s.untar(ctx, in, tree, limits)
 	case formatGzip, formatXZ, formatZstd, formatBzip2:
-		return s.unpackCompressed(ctx, f, name, in, tree)
+		return s.unpackCompressed(ctx, f, name, in, tree, limits)
 	case formatSquashfs:
 		return s.unsquash(ctx, in, stage)
 	case formatQCOW2, formatDisk:
@@ -187,7 +200,7 @@ func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, s
 	return unpack.Stats{}, nil
 }
 
-func (s *Store) unpackCompressed(ctx context.Context, f format, name string, in io.Reader, tree string) (stats unpack.Stats, err error) {
+func (s *Store) unpackCompressed(ctx context.Context, f format, name string, in io.Reader, tree string, limits unpack.Limits) (stats unpack.Stats, err error) {
 	plain, err := s.decompress(ctx, f, in)
 	if err != nil {
 		return unpack.Stats{}, err
@@ -207,13 +220,13 @@ func (s *Store) unpackCompressed(ctx context.Context, f format, name string, in 
 	if inner != formatTar {
 		return unpack.Stats{}, &refused{found: what + " compressed with " + name, want: acceptable}
 	}
-	return s.untar(ctx, buffered, tree)
+	return s.untar(ctx, buffered, tree, limits)
 }
 
 // untar unpacks the archive and reads on to the end of the stream: blocks of
 // padding follow the end mark, and the decompressor checks its sums at the end.
-func (s *Store) untar(ctx context.Context, r io.Reader, tree string) (unpack.Stats, error) {
-	stats, err := unpack.Tar(ctx, r, tree, s.limits())
+func (s *Store) untar(ctx context.Context, r io.Reader, tree string, limits unpack.Limits) (unpack.Stats, error) {
+	stats, err := unpack.Tar(ctx, r, tree, limits)
 	if err != nil {
 		return stats, err
 	}

@@ -76,11 +76,25 @@ type Request struct {
 	HostArch        string // the host's architecture in Nova's spelling, e.g. x86_64
 	Properties      map[string]string
 	Source          Source
+	// MetadataImage is the first half of a split image, whose second half this is; nil: the image is whole.
+	MetadataImage *Part
 	// Local: not an image of Glance's. Its ID must begin with LocalPrefix, and no other's may.
 	Local bool
 	Keep  bool // Prune leaves the image alone
 
 	flight *flight // whose progress the import tells
+}
+
+// Part is an image that is a part of another; the fields are those of Request.
+type Part struct {
+	ID              string
+	Size            int64
+	HashAlgo        string
+	HashValue       string
+	Checksum        string
+	DiskFormat      string
+	ContainerFormat string
+	Source          Source
 }
 
 // LocalPrefix begins the ids of images that are not Glance's. Those are UUIDs, in which
@@ -90,20 +104,22 @@ const LocalPrefix = "local-"
 // Image is one image of the store as seen under one Glance id.
 type Image struct {
 	ID           string
-	Fingerprint  string // SHA-256 of the downloaded bytes, hexadecimal
+	Fingerprint  string // SHA-256 of the downloaded bytes, of a split image metadata first; hexadecimal
 	Path         string // directory of the unpacked root file system, for reading only
 	TemplatesDir string // directory of the image's templates; empty: none
 	Metadata     Metadata
-	Size         int64             // bytes downloaded
-	UnpackedSize int64             // bytes of file content in the tree
-	DiskSize     int64             // bytes that the tree takes on the disk, once for all ids of this content
-	Entries      int               // files, directories and links of the tree
-	Hashes       map[string]string // of the downloaded bytes, by Glance's algorithm name
-	Imported     time.Time
-	LastUsed     time.Time
-	Keep         bool     // only Remove removes it, not Prune
-	SameContent  []string // other ids of the same content, sorted
-	Instances    []string // UUIDs of the instances that use it, sorted
+	// MetadataImage is the Glance id of a split image's other half; empty: the image is whole.
+	MetadataImage string
+	Size          int64             // bytes downloaded, without the other half
+	UnpackedSize  int64             // bytes of file content in the tree
+	DiskSize      int64             // bytes that the tree takes on the disk, once for all ids of this content
+	Entries       int               // files, directories and links of the tree
+	Hashes        map[string]string // of the downloaded bytes, by Glance's algorithm name
+	Imported      time.Time
+	LastUsed      time.Time
+	Keep          bool     // only Remove removes it, not Prune
+	SameContent   []string // other ids of the same content, sorted
+	Instances     []string // UUIDs of the instances that use it, sorted
 }
 
 // Options configure a store. Zero values take the default that each field names.

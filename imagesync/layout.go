@@ -18,26 +18,27 @@ var inits = []string{
 
 // arrange brings an unpacked archive (stage/tree) into the form of the store
 // (stage/image). A unified image has metadata.yaml and rootfs at its top, as LXD
-// exports it; any other tree is the root file system itself and gets a metadata.yaml.
+// exports it; any other tree is the root file system itself. Its metadata.yaml is in the
+// other half of a split image, which importMetadata has unpacked, or is made here.
 // meta is that of the image's own file, nil if it has none.
 func arrange(stage string, r Request) (meta *Metadata, templates bool, err error) {
 	tree, image := filepath.Join(stage, "tree"), filepath.Join(stage, "image")
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return nil, false, fmt.Errorf("arrange image: %w", err)
 	}
-	root := tree
-	if isDir(tree, "rootfs") && isFile(tree, "metadata.yaml") {
-		root = filepath.Join(tree, "rootfs")
-		if meta, err = readMetadata(filepath.Join(tree, "metadata.yaml")); err != nil {
+	root, described := tree, ""
+	unified := isDir(tree, "rootfs") && isFile(tree, "metadata.yaml")
+	switch {
+	case unified && r.MetadataImage != nil:
+		return nil, false, &refused{found: "an LXD unified image that names a metadata image", want: "one or the other: without the property lxc_metadata_image, or the root file system alone"}
+	case unified:
+		root, described = filepath.Join(tree, "rootfs"), tree
+	case r.MetadataImage != nil:
+		described = filepath.Join(stage, splitDir, "tree")
+	}
+	if described != "" {
+		if meta, templates, err = takeMetadata(described, image, r); err != nil {
 			return nil, false, err
-		}
-		if err := r.checkArch(*meta); err != nil {
-			return nil, false, err
-		}
-		if templates = isDir(tree, "templates"); templates {
-			if err := os.Rename(filepath.Join(tree, "templates"), filepath.Join(image, "templates")); err != nil {
-				return nil, false, fmt.Errorf("arrange image: %w", err)
-			}
 		}
 	}
 	if err := checkRoot(root); err != nil {
@@ -56,6 +57,22 @@ func arrange(stage string, r Request) (meta *Metadata, templates bool, err error
 	}
 	if err := os.Rename(root, filepath.Join(image, "rootfs")); err != nil {
 		return nil, false, fmt.Errorf("arrange image: %w", err)
+	}
+	return meta, templates, nil
+}
+
+// takeMetadata reads the metadata.yaml of a directory and moves its templates to the image.
+func takeMetadata(dir, image string, r Request) (meta *Metadata, templates bool, err error) {
+	if meta, err = readMetadata(filepath.Join(dir, "metadata.yaml")); err != nil {
+		return nil, false, err
+	}
+	if err := r.checkArch(*meta); err != nil {
+		return nil, false, err
+	}
+	if templates = isDir(dir, "templates"); templates {
+		if err := os.Rename(filepath.Join(dir, "templates"), filepath.Join(image, "templates")); err != nil {
+			return nil, false, fmt.Errorf("arrange image: %w", err)
+		}
 	}
 	return meta, templates, nil
 }
@@ -88,7 +105,11 @@ func checkRoot(root string) error {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	return &refused{found: "an archive that is no root file system: " + describe(names), want: "the root directory, with an init or a shell, at the top of the archive"}
+	want := "the root directory, with an init or a shell, at the top of the archive"
+	if isFile(root, "metadata.yaml") {
+		want = "of a split image, the root file system, with this image's id in its property lxc_metadata_image"
+	}
+	return &refused{found: "an archive that is no root file system: " + describe(names), want: want}
 }
 
 func describe(names []string) string {

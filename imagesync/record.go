@@ -24,7 +24,9 @@ type content struct {
 	Devices      int               `json:"devices_left_out,omitempty"`
 	Hashes       map[string]string `json:"hashes"`             // by Glance's algorithm name
 	Metadata     *Metadata         `json:"metadata,omitempty"` // of the image's own metadata.yaml
-	Templates    bool              `json:"templates,omitempty"`
+	// MetadataHashes are those of a split image's other half, by Glance's algorithm name.
+	MetadataHashes map[string]string `json:"metadata_hashes,omitempty"`
+	Templates      bool              `json:"templates,omitempty"`
 	// BootID is set until the data is known to be on disk: a running kernel
 	// keeps it in memory however this process ends, another kernel does not have it.
 	BootID string `json:"boot_id,omitempty"`
@@ -34,10 +36,11 @@ type content struct {
 
 // alias is aliases/<id>.json: a Glance id for a content.
 type alias struct {
-	ID          string   `json:"id"`
-	Fingerprint string   `json:"fingerprint"`
-	Metadata    Metadata `json:"metadata"`
-	Keep        bool     `json:"keep,omitempty"`
+	ID            string   `json:"id"`
+	Fingerprint   string   `json:"fingerprint"`
+	Metadata      Metadata `json:"metadata"`
+	MetadataImage string   `json:"metadata_image,omitempty"` // Glance id of a split image's other half
+	Keep          bool     `json:"keep,omitempty"`
 
 	lastUsed time.Time
 	refs     map[string]struct{}

@@ -257,19 +257,20 @@ func (s *Store) forgetContent(fingerprint string) (doomed string, err error) {
 func (s *Store) image(a *alias) Image {
 	c := s.contents[a.Fingerprint]
 	img := Image{
-		ID:           a.ID,
-		Fingerprint:  a.Fingerprint,
-		Path:         s.path("images", a.Fingerprint, "rootfs"),
-		Metadata:     a.Metadata,
-		Size:         c.Size,
-		UnpackedSize: c.UnpackedSize,
-		DiskSize:     c.disk(),
-		Entries:      c.Entries,
-		Hashes:       maps.Clone(c.Hashes),
-		Imported:     c.imported,
-		LastUsed:     a.lastUsed,
-		Keep:         a.Keep,
-		Instances:    slices.Sorted(maps.Keys(a.refs)),
+		ID:            a.ID,
+		Fingerprint:   a.Fingerprint,
+		Path:          s.path("images", a.Fingerprint, "rootfs"),
+		Metadata:      a.Metadata,
+		Size:          c.Size,
+		UnpackedSize:  c.UnpackedSize,
+		DiskSize:      c.disk(),
+		Entries:       c.Entries,
+		Hashes:        maps.Clone(c.Hashes),
+		Imported:      c.imported,
+		LastUsed:      a.lastUsed,
+		Keep:          a.Keep,
+		Instances:     slices.Sorted(maps.Keys(a.refs)),
+		MetadataImage: a.MetadataImage,
 	}
 	for id, other := range s.aliases {
 		if other.Fingerprint == a.Fingerprint && id != a.ID {
@@ -330,6 +331,9 @@ func (s *Store) path(elem ...string) string {
 
 // nameForm is what ids may look like: they become file names.
 var nameForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,127}$`)
+
+// CheckID tells whether a string may be an image's id: it becomes a file name and a part of an address.
+func CheckID(id string) error { return checkName("image", id) }
 
 func checkName(what, name string) error {
 	if !nameForm.MatchString(name) {

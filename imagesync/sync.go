@@ -15,7 +15,8 @@ import (
 )
 
 // acceptable says what the store takes; it ends every refusal of a format.
-const acceptable = "a root file system as a tar archive (plain, gzip, xz, zstd or bzip2), an LXD unified image, a squashfs, or a cloud disk image " +
+const acceptable = "a root file system as a tar archive (plain, gzip, xz, zstd or bzip2), an LXD unified image, " +
+	"the root file system of a split image with its metadata's id in the property lxc_metadata_image, a squashfs, or a cloud disk image " +
 	"with an ext4 root, with disk_format raw, root-tar, squashfs or qcow2 and container_format bare"
 
 // flight is one import and those who wait for it.
@@ -42,6 +43,9 @@ type flight struct {
 // the Source.
 func (s *Store) Sync(ctx context.Context, r Request) (Image, error) {
 	if err := r.check(); err != nil {
+		return Image{}, err
+	}
+	if err := s.forgetOtherHalf(r); err != nil {
 		return Image{}, err
 	}
 	for round := 0; ; round++ {
@@ -88,6 +92,9 @@ func (r *Request) check() error {
 	if !slices.Contains([]string{"", "bare"}, r.ContainerFormat) {
 		return refuse("container_format %q", r.ContainerFormat)
 	}
+	if err := r.MetadataImage.check(r.ID); err != nil {
+		return err
+	}
 	if r.Arch != "" && !runsOn(r.Arch, r.HostArch) {
 		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf("hw_architecture %q", r.Arch), Want: "an image for this host's " + r.HostArch}
 	}
@@ -116,7 +123,7 @@ func (s *Store) known(r Request) (Image, bool, error) {
 	fingerprint := ""
 	if r.strongHash() {
 		for fp, c := range s.contents {
-			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) {
+			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) && r.MetadataImage.is(c) {
 				fingerprint = fp
 			}
 		}
@@ -135,14 +142,22 @@ func (s *Store) known(r Request) (Image, bool, error) {
 // strongHash tells whether equal hashes mean equal content also against an
 // attacker who made both; MD5 and SHA-1 do not.
 func (r *Request) strongHash() bool {
-	return r.HashValue != "" && slices.Contains([]string{"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512"}, r.HashAlgo)
+	return isStrong(r.HashAlgo, r.HashValue) && (r.MetadataImage == nil || isStrong(r.MetadataImage.HashAlgo, r.MetadataImage.HashValue))
+}
+
+func isStrong(algo, value string) bool {
+	return value != "" && slices.Contains([]string{"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512"}, algo)
 }
 
 func (r *Request) flightKey() string {
-	if r.strongHash() {
-		return r.HashAlgo + ":" + strings.ToLower(r.HashValue)
+	if !r.strongHash() {
+		return "id:" + r.ID
 	}
-	return "id:" + r.ID
+	key := r.HashAlgo + ":" + strings.ToLower(r.HashValue)
+	if m := r.MetadataImage; m != nil {
+		key += "+" + m.HashAlgo + ":" + strings.ToLower(m.HashValue)
+	}
+	return key
 }
 
 // join adds the caller to the running import of these bytes or starts it.
@@ -234,7 +249,7 @@ func (s *Store) alias(r Request, fingerprint string) (Image, error) {
 	if !ok {
 		return Image{}, fmt.Errorf("sync image %s: %w", r.ID, ErrNotFound)
 	}
-	a := &alias{ID: r.ID, Fingerprint: fingerprint, Keep: r.Keep, lastUsed: time.Now()}
+	a := &alias{ID: r.ID, Fingerprint: fingerprint, MetadataImage: r.MetadataImage.id(), Keep: r.Keep, lastUsed: time.Now()}
 	if c.Metadata != nil {
 		if err := r.checkArch(*c.Metadata); err != nil {
 			return Image{}, err

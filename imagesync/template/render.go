@@ -75,7 +75,7 @@ func render(ctx context.Context, items []item, vars Vars) ([]result, error) {
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return nil, fmt.Errorf("run child: %w", err)
 	}
-	reason := ""
+	var reason string
 	switch {
 	case len(results) == len(items):
 		return results, nil

@@ -194,7 +194,7 @@ func ruleOf(t imagesync.Template) (rule, error) {
 		if err != nil {
 			return rule{}, fmt.Errorf("%s %q is not a number", id.name, id.text)
 		}
-		*id.into = int64(n) //nolint:gosec // less than 2^31
+		*id.into = int64(n)
 	}
 	if t.Mode != "" {
 		n, err := strconv.ParseUint(strings.TrimPrefix(t.Mode, "0o"), 8, 12)

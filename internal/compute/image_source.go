@@ -5,9 +5,37 @@ import (
 	"errors"
 	"io"
 
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/openstack/glance"
 	"github.com/compute-agent/compute-agent/internal/stopwatch"
 )
+
+// metadataImageProperty of an image with the root file system of a split image is the id
+// of the image with its metadata.
+const metadataImageProperty = "lxc_metadata_image"
+
+// metadataImage describes the metadata half of a split image, seen with the user's eyes.
+func (m *Manager) metadataImage(ctx context.Context, id string) (*imagesync.Part, error) {
+	if imagesync.CheckID(id) != nil {
+		return nil, exception.ImageUnacceptable(id, "the property "+metadataImageProperty+" is not the id of an image")
+	}
+	image, err := m.Glance.Show(ctx, id)
+	if err != nil {
+		return nil, imageError(id, err)
+	}
+	if image.Status != "active" {
+		return nil, exception.ImageUnacceptable(id, "as "+metadataImageProperty+" of another image it must be active, and is "+image.Status)
+	}
+	part := &imagesync.Part{
+		ID: id, Size: -1, HashAlgo: image.OSHashAlgo, HashValue: image.OSHashValue, Checksum: image.Checksum,
+		DiskFormat: image.DiskFormat, ContainerFormat: image.ContainerFormat, Source: glanceSource{m.Glance, id},
+	}
+	if image.Size != nil {
+		part.Size = *image.Size
+	}
+	return part, nil
+}
 
 // glanceSource is an image's data in Glance, for the image store.
 type glanceSource struct {

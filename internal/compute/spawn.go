@@ -354,6 +354,13 @@ func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync
 	if image.Size != nil {
 		req.Size = *image.Size
 	}
+	if other := image.Property(metadataImageProperty); other != "" {
+		part, err := m.metadataImage(ctx, other)
+		if err != nil {
+			return imagesync.Image{}, err
+		}
+		req.MetadataImage = part
+	}
 	synced, err := m.Images.Sync(ctx, req)
 	if err != nil {
 		return synced, imageError(image.ID, err)

@@ -106,6 +106,38 @@ func TestTemplates(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(root, "etc/started"))
 }
 
+// TestSplitImage: the image with the root file system names the one with its metadata.
+func TestSplitImage(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ property, state string }{
+		"good":    {"5a1ed2a8-7f2c-4c6c-9d5c-2f8f0cf4c001", "active/-/" + testHost},
+		"missing": {"5a1ed2a8-7f2c-4c6c-9d5c-2f8f0cf4c002", "error/-/-"},
+		"no id":   {"../images", "error/-/-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.addImage("5a1ed2a8-7f2c-4c6c-9d5c-2f8f0cf4c001", "raw", []byte("architecture: i386\ncreation_date: 7\n"))
+			w.plugEvents("completed")
+			args := w.buildArgs(map[string]any{"filter_properties": map[string]any{}})
+			var img map[string]any
+			require.NoError(t, args.Decode("image", &img))
+			img["properties"] = map[string]any{metadataImageProperty: tc.property}
+			args["image"] = novatest.Raw(img)
+			_, err := w.call(user(t), "build_and_run_instance", args)
+			require.NoError(t, err)
+			require.Equal(t, tc.state, w.nova.States(uuid))
+			if tc.state[0] == 'e' {
+				w.nothingLeft()
+				return
+			}
+			specs, err := w.driver.List(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, "i686", specs[0].Arch)
+		})
+	}
+}
+
 // TestTemplatesOfSnapshot: a server made of another's snapshot is its copy.
 func TestTemplatesOfSnapshot(t *testing.T) {
 	t.Parallel()
