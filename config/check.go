@@ -77,6 +77,7 @@ func (l *loader) check() {
 	l.checkRabbit()
 	l.checkCPUs()
 	l.checkLXC()
+	l.checkSignatures()
 	l.checkCredentials()
 	c := l.registry.config
 	l.checkTransport("transport_url", defaultSection, c.Default.TransportURL)
@@ -153,6 +154,15 @@ func (l *loader) checkCPUs() {
 	}
 	if c.Default.VCPUPinSet != nil && c.Compute.CPUDedicatedSet != nil {
 		l.faultAt(defaultSection, "vcpu_pin_set", "cannot be combined with [compute] cpu_dedicated_set", "use [compute] cpu_shared_set instead")
+	}
+}
+
+// checkSignatures refuses what cannot be done rather than not to do it silently: the
+// certificates of image signatures are in Barbican, which the agent does not read.
+func (l *loader) checkSignatures() {
+	if l.registry.config.Glance.VerifyGlanceSignatures {
+		l.faultAt("glance", "verify_glance_signatures", "signatures of images cannot be verified by this agent",
+			"set it to false (hashes are verified all the same), or leave such hosts to nova-compute")
 	}
 }
 

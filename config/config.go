@@ -297,6 +297,8 @@ type LXC struct {
 	MaxImageEntries          int
 	MaxImageSizeGB           int
 	ImageUnpackTimeout       time.Duration
+	ImageStallTimeout        time.Duration
+	ImageReserveMB           int // free space that an import leaves
 	ImageDownloadConcurrency int
 	ImageCacheMaxGB          int    // 0 is no cap
 	LXCFS                    string // auto, on, off

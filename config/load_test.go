@@ -298,6 +298,7 @@ func TestCombinations(t *testing.T) {
 		"[compute]\ncpu_shared_set=1,2\ncpu_dedicated_set=2-3\n":               "cpu_dedicated_set: CPU 2 is in",
 		"[DEFAULT]\nvcpu_pin_set=1\n[compute]\ncpu_dedicated_set=2\n":          "vcpu_pin_set: cannot be combined",
 		"[lxc]\nid_range=100000:1000\n":                                        "id_range: smaller than",
+		"[glance]\nverify_glance_signatures=true\n":                            "verify_glance_signatures: signatures of images cannot be verified",
 		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                 "root_disk_default_gb: larger than",
 		"[placement]\nauth_url=\n":                                             "auth_url: missing",
 		"[placement]\nusername=\n":                                             "username: missing",

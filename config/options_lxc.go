@@ -61,7 +61,9 @@ func lxcContainers(s *section, x *LXC) {
 func lxcImages(s *section, x *LXC) {
 	s.integer(&x.MaxImageEntries, "max_image_entries", 2000000, "Files and directories that an image may unpack to.").atLeast(1)
 	s.integer(&x.MaxImageSizeGB, "max_image_size_gb", 100, "Size in GB that an image may have, packed or unpacked.").atLeast(1)
-	s.seconds(&x.ImageUnpackTimeout, "image_unpack_timeout", 1800, "Time for an image to be unpacked.").atLeast(1)
+	s.seconds(&x.ImageUnpackTimeout, "image_unpack_timeout", 1800, "Time for an image to be downloaded and unpacked, which happens in one pass.").atLeast(1)
+	s.seconds(&x.ImageStallTimeout, "image_stall_timeout", 60, "Silence after which the connection of a download is made anew; it goes on where it was.").atLeast(1)
+	s.integer(&x.ImageReserveMB, "image_reserve_mb", 256, "Free space in MB that must be left in the file system of image_dir by an image that is unpacked there.").atLeast(1)
 	s.integer(&x.ImageDownloadConcurrency, "image_download_concurrency", 2, "Images that are downloaded at the same time.").atLeast(1)
 	s.integer(&x.ImageCacheMaxGB, "image_cache_max_gb", 0, "Size in GB on the disk above which unused images are removed, the least recently"+
 		" used first, at every turn of [image_cache] manager_interval; 0 is no cap. Images in use count and stay.").atLeast(0).atMost(1 << 30)

@@ -51,9 +51,10 @@ func (r *registry) glanceOptions(c *Glance) {
 	s.list(&c.APIServers, "api_servers", "", "Addresses of Glance, tried in random order, instead of the catalog's.")
 	s.integer(&c.NumRetries, "num_retries", 3, "How often a failed request is repeated.").atLeast(0)
 	s.boolean(&c.Debug, "debug", false, "Whether requests to Glance are logged in detail.")
-	s.boolean(&c.VerifyGlanceSignatures, "verify_glance_signatures", false, "Whether the signatures of images are verified.")
-	s.boolean(&c.EnableCertificateValidation, "enable_certificate_validation", false, "Whether the certificates of image signatures are validated.")
-	s.list(&c.DefaultTrustedCertificateIDs, "default_trusted_certificate_ids", "", "Certificates trusted when a server names none.")
+	s.boolean(&c.VerifyGlanceSignatures, "verify_glance_signatures", false, "Whether the signatures of images are verified. Not supported: true is refused,"+
+		" and so is a server that names trusted certificates. Hashes are always verified.")
+	s.boolean(&c.EnableCertificateValidation, "enable_certificate_validation", false, "Whether the certificates of image signatures are validated; has no effect, see verify_glance_signatures.")
+	s.list(&c.DefaultTrustedCertificateIDs, "default_trusted_certificate_ids", "", "Certificates trusted when a server names none; has no effect, see verify_glance_signatures.")
 	sessionOptions(s, &c.Auth)
 	adapterOptions(s, &c.Auth, "image")
 	r.byName[name{"glance", "cafile"}].was("ssl", "ca_file")

@@ -109,10 +109,10 @@ func (s *Store) importMetadata(ctx context.Context, p *Part, stage string) (*oth
 		return nil, nil //nolint:nilnil // a whole image has no other half
 	}
 	half, err := s.importPart(ctx, p, filepath.Join(stage, splitDir))
-	var archive *unpack.Error
-	if bad := (*refused)(nil); errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*refused](err); ok {
 		return nil, &refused{found: fmt.Sprintf("the metadata image %s with %s", p.ID, bad.found), want: bad.want, certain: true}
-	} else if errors.As(err, &archive) {
+	}
+	if archive, ok := errors.AsType[*unpack.Error](err); ok {
 		return nil, &refused{found: fmt.Sprintf("the metadata image %s with an archive that cannot be used: %s", p.ID, archive), want: acceptable, certain: true}
 	}
 	if err != nil {

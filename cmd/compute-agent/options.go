@@ -54,8 +54,9 @@ func driverOptions(c *config.Config) lxc.Options {
 
 func imageOptions(c *config.Config) imagesync.Options {
 	return imagesync.Options{
-		Dir: c.LXC.ImageDir, MaxUnpackedBytes: int64(c.LXC.MaxImageSizeGB) << 30, MaxEntries: c.LXC.MaxImageEntries,
-		Timeout: c.LXC.ImageUnpackTimeout, Retries: 1 + c.Glance.NumRetries, Parallel: c.LXC.ImageDownloadConcurrency,
+		Dir: c.LXC.ImageDir, MaxImageBytes: int64(c.LXC.MaxImageSizeGB) << 30, MaxUnpackedBytes: int64(c.LXC.MaxImageSizeGB) << 30,
+		MaxEntries: c.LXC.MaxImageEntries, ReserveBytes: int64(c.LXC.ImageReserveMB) << 20,
+		Timeout: c.LXC.ImageUnpackTimeout, StallTimeout: c.LXC.ImageStallTimeout, Retries: 1 + c.Glance.NumRetries, Parallel: c.LXC.ImageDownloadConcurrency,
 	}
 }
 
