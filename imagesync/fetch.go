@@ -230,11 +230,25 @@ func (s *Store) untar(ctx context.Context, r io.Reader, tree string, limits unpa
 	if err != nil {
 		return stats, err
 	}
-	n, err := io.Copy(io.Discard, io.LimitReader(r, s.o.MaxUnpackedBytes))
-	if err == nil && n == s.o.MaxUnpackedBytes {
+	n, err := io.Copy(onlyZeros{}, io.LimitReader(r, limits.Bytes))
+	if err == nil && n == limits.Bytes {
 		err = tooLarge(n, fmt.Sprintf("more than %d bytes behind the end of the archive", n))
 	}
 	return stats, err
+}
+
+// onlyZeros takes nothing but zeros: padding may follow an archive's end. Anything else would be left
+// out of the image without a word, such as a second archive.
+type onlyZeros struct{}
+
+// Write implements io.Writer.
+func (onlyZeros) Write(p []byte) (int, error) {
+	for i, c := range p {
+		if c != 0 {
+			return i, &refused{found: "an archive with other data behind its end", want: "one archive, and nothing but zeros after it"}
+		}
+	}
+	return len(p), nil
 }
 
 func (s *Store) limits() unpack.Limits {

@@ -154,6 +154,53 @@ func TestMemory(t *testing.T) {
 	require.Less(t, peak(t)-before, 64<<10)
 }
 
+// TestMemoryOfTenMillionEntries: what an archive costs in memory does not grow with its entries.
+func TestMemoryOfTenMillionEntries(t *testing.T) {
+	if os.Getenv("IMAGESYNC_TEST_CHILD") == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD=1")
+		out, err := cmd.CombinedOutput()
+		t.Log(string(out))
+		require.NoError(t, err)
+		return
+	}
+	s := openStore(t, func(o *Options) { o.MaxEntries = 20_000_000 })
+	before, began := peak(t), time.Now()
+	_, err := s.Sync(t.Context(), Request{ID: "many", Source: manyEntries{t, 10_000_000}})
+	require.NoError(t, err)
+	t.Logf("10,000,000 entries in %.1f s; grew by %d KiB from %d", time.Since(began).Seconds(), peak(t)-before, before)
+	require.Less(t, peak(t)-before, 64<<10)
+}
+
+// TestMemoryOfBombs: nor with what a stream decompresses to.
+func TestMemoryOfBombs(t *testing.T) {
+	kind := os.Getenv("IMAGESYNC_TEST_CHILD")
+	if kind == "" {
+		for _, program := range []string{"gzip -1", "xz -0", "zstd -q", "bzip2 -1"} {
+			t.Run(program, func(t *testing.T) {
+				_, err := exec.LookPath(strings.Fields(program)[0])
+				need(t, err == nil, program)
+				file := filepath.Join(t.TempDir(), "bomb")
+				require.NoError(t, os.WriteFile(file+".tar", makeTar(t, rootfs("./"), nil), 0o600))
+				run(t, "(cat "+file+".tar; head -c 1G /dev/zero) | "+program+" -c >"+file)
+				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestMemoryOfBombs$", "-test.v")
+				cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD="+file)
+				out, err := cmd.CombinedOutput()
+				t.Log(string(out))
+				require.NoError(t, err)
+			})
+		}
+		return
+	}
+	s := openStore(t, func(o *Options) { o.MaxUnpackedBytes = 900 << 20 })
+	before, began := peak(t), time.Now()
+	_, err := s.Sync(t.Context(), Request{ID: "bomb", Source: fileSource(kind)})
+	var bad *UnacceptableError
+	require.ErrorAs(t, err, &bad)
+	t.Logf("%s; in %.2f s; grew by %d KiB from %d", bad.Found, time.Since(began).Seconds(), peak(t)-before, before)
+	require.Less(t, peak(t)-before, 64<<10)
+}
+
 // peak is the largest resident size so far, in KiB.
 func peak(t testing.TB) int {
 	t.Helper()

@@ -2,6 +2,7 @@ package unpack
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,10 +11,12 @@ import (
 )
 
 // Tar writes the tar stream r beneath the directory at path, which must exist and
-// be empty, and reads it to its end mark. On an error the tree is incomplete.
+// be empty, and reads it to its end mark. An archive without one may have lost its
+// rest, and is refused. On an error the tree is incomplete.
 // An *Error tells that the archive is at fault.
 func Tar(ctx context.Context, r io.Reader, path string, limits Limits) (Stats, error) {
-	return Members(ctx, tar.NewReader(r), path, limits)
+	in := &markedReader{r: r}
+	return Members(ctx, &tarMembers{Reader: tar.NewReader(in), in: in}, path, limits)
 }
 
 // MemberReader gives the files of a tree one after the other, directories before
@@ -53,6 +56,8 @@ func (t *tree) members(ctx context.Context, tr MemberReader) error {
 			return &Error{Reason: fmt.Sprintf("has a damaged header after %d entries", seen)}
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			return &Error{Reason: fmt.Sprintf("is cut off after %d entries", seen)}
+		case isContent(err):
+			return err
 		case err != nil:
 			return fmt.Errorf("read archive after %d entries: %w", seen, err)
 		}
@@ -67,6 +72,74 @@ func (t *tree) members(ctx context.Context, tr MemberReader) error {
 		}
 	}
 }
+
+// tarMembers is a tar archive. Its own errors are the archive's fault.
+type tarMembers struct {
+	*tar.Reader
+	in   *markedReader
+	seen int
+}
+
+// Next implements MemberReader.
+func (m *tarMembers) Next() (*tar.Header, error) {
+	hdr, err := m.Reader.Next()
+	switch {
+	case err == nil:
+		m.seen++
+	case errors.Is(err, tar.ErrInsecurePath):
+		m.seen++
+	case m.in.err != nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader):
+	case !errors.Is(err, io.EOF): // a limit of the library
+		err = &Error{Reason: fmt.Sprintf("has a damaged header after %d entries (%s)", m.seen, plain(err))}
+	case m.seen > 0 && m.in.zeros < endMark:
+		err = &Error{Reason: fmt.Sprintf("is cut off after %d entries: it has no end mark", m.seen)}
+	}
+	return hdr, err
+}
+
+// Read implements io.Reader.
+func (m *tarMembers) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if err != nil && m.in.err == nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		err = &Error{Reason: "is damaged (" + plain(err) + ")"}
+	}
+	return n, err
+}
+
+// plain is the text of an error of archive/tar.
+func plain(err error) string { return strings.TrimPrefix(err.Error(), "archive/tar: ") }
+
+func isContent(err error) bool {
+	var content *Error
+	return errors.As(err, &content)
+}
+
+// markedReader knows whether the archive or its source is at fault for an error, and how
+// many zeros it gave last: an archive ends with blocks of them, which are read as headers.
+type markedReader struct {
+	r     io.Reader
+	zeros int
+	err   error // of the source, which has not just ended
+}
+
+// Read implements io.Reader.
+func (m *markedReader) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	switch tail := p[max(0, n-endMark):n]; {
+	case allZero(tail):
+		m.zeros = min(m.zeros+n, endMark)
+	default:
+		m.zeros = len(tail) - len(bytes.TrimRight(tail, "\x00"))
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		m.err = err
+	}
+	return n, err
+}
+
+// endMark is the size of the block of zeros that ends an archive; a second one should
+// follow. The padding of a file is shorter.
+const endMark = 512
 
 // entry writes one member of the archive.
 func (t *tree) entry(ctx context.Context, hdr *tar.Header, content io.Reader) error {

@@ -550,5 +550,8 @@ func readError(entry string, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return &Error{Entry: entry, Reason: "is cut off: the archive ends inside it"}
 	}
+	if isContent(err) {
+		return hostError("read", entry, err)
+	}
 	return fmt.Errorf("read %q: %w", shorten(entry), err)
 }
