@@ -1,0 +1,109 @@
+//go:build functional
+
+package imagesync
+
+import (
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// speedRounds is how often TestImportSpeed measures; 0: not at all.
+var speedRounds, _ = strconv.Atoi(os.Getenv("COMPUTE_AGENT_SPEED_ROUNDS"))
+
+// slowest is what an import may take, as a multiple of the same by curl, xz and tar.
+const slowest = 1.2
+
+// TestImportSpeed compares an import with `curl | xz -dc -T0 | tar -x`, both over HTTP from this machine and
+// both done when the tree is there. They take turns, so that what else the machine does hits both.
+func TestImportSpeed(t *testing.T) {
+	if speedRounds == 0 {
+		t.Skip("this test measures: set COMPUTE_AGENT_SPEED_ROUNDS")
+	}
+	needImage(t, debianImage)
+	_, err := exec.LookPath("curl")
+	need(t, err == nil, "curl")
+	blocks := filepath.Join(t.TempDir(), "blocks.tar.xz")
+	run(t, "xz -dc -T0 "+debianImage+" | xz -2 -T0 --block-size=8MiB -c >"+blocks)
+	single := filepath.Join(t.TempDir(), "single.tar.xz")
+	run(t, "xz -dc -T0 "+debianImage+" | xz -2 -T1 -c >"+single)
+	for name, file := range map[string]string{"one block": single, "blocks of 8 MiB": blocks} {
+		t.Run(name, func(t *testing.T) { compareSpeed(t, file) })
+	}
+}
+
+func compareSpeed(t *testing.T, file string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	sum := sha512.Sum512(data)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) }))
+	defer server.Close()
+	var ours, theirs []time.Duration
+	for range speedRounds {
+		s, err := Open(Options{Dir: t.TempDir()})
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = s.Sync(t.Context(), Request{
+			ID: "image", Size: int64(len(data)), HashAlgo: "sha512", HashValue: hex.EncodeToString(sum[:]), DiskFormat: "raw", Source: httpSource(server.URL),
+		})
+		ours = append(ours, time.Since(began))
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+
+		dir := t.TempDir()
+		began = time.Now()
+		run(t, "curl -sf "+server.URL+" | xz -dc -T0 | tar -C "+dir+" -xp --xattrs --xattrs-include='*' --numeric-owner")
+		theirs = append(theirs, time.Since(began))
+		run(t, "rm -rf "+dir+" "+s.o.Dir+"; sync")
+	}
+	ratio := float64(median(ours)) / float64(median(theirs))
+	t.Logf("%d MB: import %s, curl | xz | tar %s, ratio %.2f; all: %s and %s", len(data)>>20,
+		median(ours).Round(time.Millisecond), median(theirs).Round(time.Millisecond), ratio, rounded(ours), rounded(theirs))
+	require.LessOrEqual(t, ratio, slowest)
+}
+
+// httpSource is an address.
+type httpSource string
+
+// Open implements Source.
+func (h httpSource) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, string(h), nil)
+	if err != nil {
+		return nil, err
+	}
+	if offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+func median(d []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(d))
+	return sorted[len(sorted)/2]
+}
+
+func rounded(d []time.Duration) []time.Duration {
+	var out []time.Duration
+	for _, x := range d {
+		out = append(out, x.Round(10*time.Millisecond))
+	}
+	return out
+}
