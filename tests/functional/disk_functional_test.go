@@ -1,0 +1,108 @@
+//go:build functional
+
+package functional
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// TestBootCloudDisk boots what distributions publish for virtual machines: a qcow2 with partitions, of which the fstab mounts two.
+func TestBootCloudDisk(t *testing.T) {
+	needQemu(t)
+	file, err := shared.Plane.DebianDisk(within(t, 5*time.Minute))
+	require.NoError(t, err)
+	image := uploadDisk(t, file, "qcow2")
+	before := snapshot(t)
+	server := boot(t, cloud.NewServer{Image: image, Flavor: shared.Small})
+	answers(t, server)
+	require.Equal(t, "systemd", inside(t, server.ID, "cat", "/proc/1/comm"))
+	eventually(t, 90*time.Second, "login prompt on the console", func(ctx context.Context) (bool, error) {
+		log, err := shared.Admin.ConsoleLog(ctx, server.ID, 0)
+		return strings.Contains(log, "login:"), err
+	})
+	eventually(t, 90*time.Second, "end of booting", func(ctx context.Context) (bool, error) {
+		state, _ := shared.Agent.Exec(ctx, server.ID, "systemctl", "is-system-running")
+		return strings.TrimSpace(state) == "running" || strings.TrimSpace(state) == "degraded", nil
+	})
+	failed := inside(t, server.ID, "systemctl", "list-units", "--failed", "--plain", "--no-legend")
+	for _, unit := range []string{".mount", "fsck", "remount-fs", "growfs", "local-fs", "cloud-"} {
+		require.NotContains(t, failed, unit)
+	}
+	require.Contains(t, inside(t, server.ID, "cat", "/etc/fstab"), "# no such device in a container: PARTUUID=")
+	require.Contains(t, inside(t, server.ID, "cat", "/run/cloud-init/result.json"), "DataSourceOpenStack")
+	size := strings.Fields(inside(t, server.ID, "df", "-B1M", "--output=size", "/"))
+	require.Contains(t, []string{"1", "2"}, size[1][:1], "the flavor's 2 GiB, less the file system's own: %s", size)
+	remove(t, server.ID)
+	nothingLeft(t, before)
+}
+
+// TestBootRawDisk boots a raw disk with an MBR.
+func TestBootRawDisk(t *testing.T) {
+	needQemu(t)
+	file, err := shared.Plane.BusyboxDisk(within(t, time.Minute), t.TempDir())
+	require.NoError(t, err)
+	server := boot(t, cloud.NewServer{Image: uploadDisk(t, file, "raw")})
+	answers(t, server)
+}
+
+// TestRefusedDisk: an image that would make the host open another file ends in ERROR, and the fault says what would work.
+func TestRefusedDisk(t *testing.T) {
+	needQemu(t)
+	dir := t.TempDir()
+	for name, c := range map[string]struct{ options, reason string }{
+		"backing-file": {"-b /etc/shadow -F raw", "backing file"},
+		"data-file":    {"-o data_file=" + filepath.Join(dir, "data"), "external data file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(dir, name+".qcow2")
+			out, err := exec.CommandContext(t.Context(), "/bin/sh", "-ec", "qemu-img create -q -f qcow2 "+c.options+" "+file+" 1M").CombinedOutput()
+			require.NoError(t, err, string(out))
+			before := snapshot(t)
+			id := create(t, cloud.NewServer{Image: uploadDisk(t, file, "qcow2")})
+			statusIn(t, time.Minute, id, "ERROR")
+			eventually(t, 10*time.Second, "a fault", func(ctx context.Context) (bool, error) {
+				server, err := shared.Admin.Server(ctx, id)
+				if err != nil || server.Fault == nil {
+					return false, err
+				}
+				t.Log(server.Fault.Message)
+				return strings.Contains(server.Fault.Message, c.reason) && strings.Contains(server.Fault.Message, "qemu-img convert"), nil
+			})
+			nothingLeft(t, before)
+		})
+	}
+}
+
+func needQemu(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"qemu-img", "sfdisk", "mkfs.vfat"} {
+		if _, err := exec.LookPath(name); err != nil {
+			need(name)
+			t.Skipf("this test needs %s", name)
+		}
+	}
+}
+
+func uploadDisk(t *testing.T, file, format string) string {
+	t.Helper()
+	f, err := os.Open(file)
+	require.NoError(t, err)
+	defer f.Close()
+	ctx := within(t, 2*time.Minute)
+	id, err := shared.Admin.UploadImage(ctx, strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-"), format, nil, f)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, shared.Admin.DeleteImage(context.Background(), id))
+	})
+	return id
+}
