@@ -68,8 +68,15 @@ type Spec struct {
 	Limits   flavor.Limits     //
 	IDs      storage.IDRange   //
 	Env      map[string]string // environment of the guest's init
+	Binds    []Bind            // directories of the host inside the guest; they must exist at every start
 	// ShutdownTimeout bounds a clean stop that the guest asks for itself (reboot inside).
 	ShutdownTimeout time.Duration
+}
+
+// Bind is a directory of the host that a guest sees. Its owners must be in the guest's id range already.
+type Bind struct {
+	Source string // absolute path on the host
+	Target string // path inside, without the leading slash; made if it is not there
 }
 
 // NIC is one wired interface for a guest, in port order: the first is eth0.

@@ -2,7 +2,6 @@ package lxc
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,19 +9,20 @@ import (
 	"strings"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 // plan is everything that a container's configuration depends on: the record and
 // what was found out about the host and the root file system.
 type plan struct {
 	record
-	NICs []driver.NIC
+	NICs    []driver.NIC
+	devices []storage.Device // of the disks that are throttled
 
 	init         initSystem
 	idmapRootFS  bool   // liblxc shall shift the ids of the root file system by an id-mapped mount
 	layout       layout //
 	swapAccount  bool   //
-	device       string // of the root disk, for throttles
 	seccomp      string // policy file
 	appArmor     string // profile; "": the host has no AppArmor
 	lxcfs        string // mount point of lxcfs; "": none
@@ -35,11 +35,12 @@ type plan struct {
 const minConsoleFile = 4096
 
 // writeConfig renders the configuration of an instance and puts it where liblxc reads it.
-func (d *Driver) writeConfig(ctx context.Context, r record, nics []driver.NIC) error {
-	p, err := d.plan(ctx, r, nics)
+func (d *Driver) writeConfig(r record, nics []driver.NIC, devices []storage.Device) error {
+	p, err := d.plan(r, nics)
 	if err != nil {
 		return err
 	}
+	p.devices = devices
 	// Not durable: it is written anew before every start.
 	return writeFile(d.configFile(r.Spec.Name), []byte(p.render()), false)
 }
@@ -52,7 +53,7 @@ func (p *plan) render() string {
 	return b.String()
 }
 
-func (d *Driver) plan(ctx context.Context, r record, nics []driver.NIC) (plan, error) {
+func (d *Driver) plan(r record, nics []driver.NIC) (plan, error) {
 	p := plan{
 		record:       r,
 		NICs:         nics,
@@ -66,7 +67,10 @@ func (d *Driver) plan(ctx context.Context, r record, nics []driver.NIC) (plan, e
 		consoleBytes: consoleFileSize(d.o.ConsoleSize),
 		preStart:     d.markFile(r, preStart),
 	}
-	if err := p.inspectRootFS(ctx); err != nil {
+	if err := p.inspectRootFS(); err != nil {
+		return plan{}, err
+	}
+	if err := p.resolveBinds(); err != nil {
 		return plan{}, err
 	}
 	return p, nil
@@ -101,7 +105,7 @@ func (p *plan) items() []item {
 	items = append(items, p.securityItems()...)
 	items = append(items, p.processItems()...)
 	items = append(items, limitItems(s.Limits, p.layout, p.swapAccount)...)
-	items = append(items, diskItems(s.Limits.Disk, p.layout, p.device)...)
+	items = append(items, diskItems(s.Limits.Disk, p.layout, p.devices)...)
 	items = append(items, deviceItems(p.layout)...)
 	return append(items, p.networkItems()...)
 }
@@ -136,6 +140,9 @@ func (p *plan) deviceAndMountItems() []item {
 			entries = append(entries, fmt.Sprintf("%s/proc/%s proc/%s none bind,optional", p.lxcfs, f, f))
 		}
 		entries = append(entries, p.lxcfs+"/sys/devices/system/cpu/online sys/devices/system/cpu/online none bind,optional")
+	}
+	for _, b := range p.Spec.Binds {
+		entries = append(entries, b.Source+" "+b.Target+" none bind,create=dir")
 	}
 	for _, e := range entries {
 		items = append(items, item{"lxc.mount.entry", e + " 0 0"})

@@ -53,14 +53,16 @@ func TestRender(t *testing.T) {
 			p.Spec.Limits.Nested = true
 			p.Spec.Limits.Disk = flavor.DiskLimits{ReadIOPSSec: 100, TotalBytesSec: 1 << 20}
 			p.Spec.Env = map[string]string{"product_name": "OpenStack Compute", "X": "a b=c"}
-			p.device, p.appArmor, p.lxcfs, p.idmapRootFS = "8:0", ModeGenerated, "/var/lib/lxcfs", true
+			p.devices = []storage.Device{{Number: "8:0"}, {Number: "7:1", Own: true}}
+			p.Spec.Binds = []driver.Bind{{Source: "/pool/e0", Target: "mnt"}}
+			p.appArmor, p.lxcfs, p.idmapRootFS = ModeGenerated, "/var/lib/lxcfs", true
 			p.init = initBusybox
 		},
 		"v1-privileged": func(p *plan) {
 			p.layout, p.swapAccount = layoutV1, false
 			p.Spec.Limits.Privileged = true
 			p.Spec.Limits.Disk = flavor.DiskLimits{WriteBytesSec: 1 << 20, WriteIOPSSec: 50}
-			p.device, p.appArmor = "7:3", ModeUnconfined
+			p.devices, p.appArmor = []storage.Device{{Number: "7:3", Own: true}}, ModeUnconfined
 			p.Spec.Hostname, p.Spec.Arch = "", ""
 		},
 	} {

@@ -48,6 +48,8 @@ type Options struct {
 	AllowPrivileged bool
 	// IDPool are the host ids that instances may get; Check verifies that root may map them.
 	IDPool []storage.IDRange
+	// Disks tells which block devices the disks of an instance are on, for their limits; nil: the root file system's.
+	Disks func(ctx context.Context, uuid string) ([]storage.Device, error)
 	// Executable is re-executed for the hidden sub-commands; default /proc/self/exe,
 	// which stays this very program when the file on disk is replaced by an upgrade.
 	Executable string
@@ -171,7 +173,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	return d.writeConfig(ctx, rec, nil)
+	return d.writeConfig(rec, nil, nil)
 }
 
 // nameFree reports ErrExists if the name belongs to another instance or to a container that is not ours.

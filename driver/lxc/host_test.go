@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -56,20 +55,32 @@ func TestCheckIDMap(t *testing.T) {
 	}
 }
 
-func TestOverlayUpper(t *testing.T) {
+func TestResolveIn(t *testing.T) {
 	t.Parallel()
-	mounts := `30 1 0:50 / /r/other rw - overlay overlay rw,lowerdir=/l,upperdir=/u/other,workdir=/w
-31 1 0:51 / /r/root rw,relatime shared:9 - overlay overlay rw,lowerdir=/l,upperdir=/u/one,workdir=/w
-`
-	upper, err := overlayUpper(strings.NewReader(mounts), "/r/root")
+	dir := t.TempDir()
+	for _, d := range []string{"mnt", "var/data", "var/with blank"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+	}
+	for name, target := range map[string]string{
+		"link": "var/data", "absolute": "/var/data", "up": "../../../../var/data", "loop": "loop", "root": "/", "blank": "/var/with blank", "dangling": "/nowhere/at/all",
+	} {
+		require.NoError(t, os.Symlink(target, filepath.Join(dir, name)))
+	}
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	require.NoError(t, err)
-	require.Equal(t, "/u/one", upper)
-	upper, err = overlayUpper(strings.NewReader(mounts+"32 1 8:1 / /r/root rw - ext4 /dev/sda1 rw\n"), "/r/root")
-	require.NoError(t, err)
-	require.Empty(t, upper, "covered by another mount")
-	upper, err = overlayUpper(strings.NewReader(mounts), "/r")
-	require.NoError(t, err)
-	require.Empty(t, upper)
+	defer unix.Close(root)
+	for path, want := range map[string]string{
+		"mnt": "mnt", "mnt/new": "mnt/new", "new": "new", "new/deep": "new/deep", "link": "var/data", "absolute": "var/data", "up": "var/data",
+		"link/new": "var/data/new", "loop": "", "root": "", "blank": "",
+	} {
+		got, err := resolveIn(root, path)
+		if want == "" {
+			require.Error(t, err, path)
+			continue
+		}
+		require.NoError(t, err, path)
+		require.Equal(t, want, got, path)
+	}
 }
 
 func TestErrorLines(t *testing.T) {

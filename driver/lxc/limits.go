@@ -2,8 +2,6 @@ package lxc
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/compute-agent/compute-agent/flavor"
 )
@@ -79,43 +77,6 @@ func limitItemsV2(l flavor.Limits, swap bool) []item {
 	}
 	if l.PIDs > 0 {
 		add("pids.max", l.PIDs)
-	}
-	return items
-}
-
-// diskItems renders the throttles of the root disk, device being "major:minor" of
-// the block device below it.
-func diskItems(l flavor.DiskLimits, lay layout, device string) []item {
-	if device == "" {
-		return nil
-	}
-	first := func(specific, total int64) int64 {
-		if specific > 0 {
-			return specific
-		}
-		return total
-	}
-	limits := []struct {
-		v1, v2 string
-		value  int64
-	}{
-		{"read_bps", "rbps", first(l.ReadBytesSec, l.TotalBytesSec)},
-		{"write_bps", "wbps", first(l.WriteBytesSec, l.TotalBytesSec)},
-		{"read_iops", "riops", first(l.ReadIOPSSec, l.TotalIOPSSec)},
-		{"write_iops", "wiops", first(l.WriteIOPSSec, l.TotalIOPSSec)},
-	}
-	var items []item
-	both := []string{device}
-	for _, t := range limits {
-		if t.value <= 0 {
-			continue
-		}
-		value := strconv.FormatInt(t.value, 10)
-		items = append(items, item{"lxc.cgroup.blkio.throttle." + t.v1 + "_device", device + " " + value})
-		both = append(both, t.v2+"="+value)
-	}
-	if lay == layoutV2 && len(items) > 0 {
-		return []item{{"lxc.cgroup2.io.max", strings.Join(both, " ")}}
 	}
 	return items
 }

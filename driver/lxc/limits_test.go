@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 func TestCPUWeight(t *testing.T) {
@@ -42,14 +43,15 @@ func TestLimitItems(t *testing.T) {
 func TestDiskItems(t *testing.T) {
 	t.Parallel()
 	l := flavor.DiskLimits{ReadBytesSec: 5, TotalBytesSec: 9, WriteIOPSSec: 7}
+	disk := []storage.Device{{Number: "8:0"}}
 	require.Equal(t, []item{
 		{"lxc.cgroup.blkio.throttle.read_bps_device", "8:0 5"},
 		{"lxc.cgroup.blkio.throttle.write_bps_device", "8:0 9"},
 		{"lxc.cgroup.blkio.throttle.write_iops_device", "8:0 7"},
-	}, diskItems(l, layoutHybrid, "8:0"))
-	require.Equal(t, []item{{"lxc.cgroup2.io.max", "8:0 rbps=5 wbps=9 wiops=7"}}, diskItems(l, layoutV2, "8:0"))
-	require.Empty(t, diskItems(l, layoutV2, ""), "no block device below")
-	require.Empty(t, diskItems(flavor.DiskLimits{}, layoutV2, "8:0"))
+	}, diskItems(l, layoutHybrid, disk))
+	require.Equal(t, []item{{"lxc.cgroup2.io.max", "8:0 rbps=5 wbps=9 wiops=7"}}, diskItems(l, layoutV2, disk))
+	require.Empty(t, diskItems(l, layoutV2, nil), "no block device below")
+	require.Empty(t, diskItems(flavor.DiskLimits{}, layoutV2, disk))
 }
 
 func TestVersion(t *testing.T) {

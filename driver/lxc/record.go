@@ -56,6 +56,11 @@ func (d *Driver) validate(s driver.Spec, rootfs string) error {
 	case s.Limits.CPUSet != "" && strings.Trim(s.Limits.CPUSet, "0123456789,-") != "":
 		return fmt.Errorf("cpu set %q is not a list of CPUs", s.Limits.CPUSet)
 	}
+	for _, b := range s.Binds {
+		if !plainPath(b.Source) || !plainPath("/"+b.Target) || b.Target == "" {
+			return fmt.Errorf("bind of %q at %q: not clean paths without blanks", b.Source, b.Target)
+		}
+	}
 	for k, v := range s.Env {
 		if !envForm.MatchString(k) || strings.ContainsAny(v, "\n\r\x00") {
 			return fmt.Errorf("environment variable %q is not valid", k)

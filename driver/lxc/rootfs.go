@@ -1,29 +1,23 @@
 package lxc
 
 import (
-	"bufio"
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/compute-agent/compute-agent/flavor"
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 // inspectRootFS finds out whether the ids of the root file system are shifted already
-// (its owner is in the guest's range) or liblxc has to, and, if it shall be throttled,
-// which block device is below it. A root file system that is not mounted yet is looked
-// at again at the start.
-func (p *plan) inspectRootFS(ctx context.Context) error {
+// (its owner is in the guest's range) or liblxc has to. A root file system that is not
+// mounted yet is looked at again at the start.
+func (p *plan) inspectRootFS() error {
 	var st unix.Stat_t
 	err := unix.Stat(p.RootFS, &st)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -34,21 +28,6 @@ func (p *plan) inspectRootFS(ctx context.Context) error {
 	}
 	ids := p.Spec.IDs
 	p.idmapRootFS = !p.Spec.Limits.Privileged && (st.Uid < ids.Base || st.Uid-ids.Base >= ids.Size)
-	if p.Spec.Limits.Disk == (flavor.DiskLimits{}) {
-		return nil
-	}
-	upper, err := overlayUpperOf(p.RootFS)
-	if err != nil {
-		return fmt.Errorf("find disk of %s: %w", p.RootFS, err)
-	}
-	if upper != "" {
-		if err := unix.Stat(upper, &st); err != nil {
-			return fmt.Errorf("find disk of %s: %w", p.RootFS, err)
-		}
-	}
-	if p.device = wholeDisk(st.Dev); p.device == "" {
-		reqctx.Log(ctx).WithField("rootfs", p.RootFS).Warning("no block device below the root disk, its limits are not enforced")
-	}
 	return nil
 }
 
@@ -69,53 +48,55 @@ func enterable(rootfs string, ids storage.IDRange) error {
 	}
 }
 
-func overlayUpperOf(path string) (string, error) {
-	mounts, err := os.Open("/proc/self/mountinfo")
+// resolveBinds follows the symbolic links in the places of binds, as the guest would: liblxc
+// refuses them, and in an image /mnt may well be one (utils.c:safe_mount). The guest does not run.
+func (p *plan) resolveBinds() error {
+	if len(p.Spec.Binds) == 0 {
+		return nil
+	}
+	root, err := unix.Open(p.RootFS, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // not mounted yet: looked at again at the start
+	}
+	if err != nil {
+		return fmt.Errorf("open root file system %s: %w", p.RootFS, err)
+	}
+	defer unix.Close(root) //nolint:errcheck // nothing was written
+	binds := slices.Clone(p.Spec.Binds)
+	for i, b := range binds {
+		place, err := resolveIn(root, b.Target)
+		if err != nil {
+			return fmt.Errorf("find /%s in the root file system: %w", b.Target, err)
+		}
+		binds[i].Target = place
+	}
+	p.Spec.Binds = binds
+	return nil
+}
+
+// resolveIn gives a path below root without symbolic links. What does not exist yet is appended to its parent.
+func resolveIn(root int, path string) (string, error) {
+	fd, err := unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if errors.Is(err, fs.ErrNotExist) {
+		if filepath.Dir(path) == "." {
+			return path, nil
+		}
+		parent, err := resolveIn(root, filepath.Dir(path))
+		return filepath.Join(parent, filepath.Base(path)), err
+	}
 	if err != nil {
 		return "", err
 	}
-	defer mounts.Close() //nolint:errcheck // read only
-	return overlayUpper(mounts, path)
-}
-
-// overlayUpper returns the upper directory if an overlay is mounted at path.
-func overlayUpper(mountinfo io.Reader, path string) (string, error) {
-	upper := ""
-	s := bufio.NewScanner(mountinfo)
-	s.Buffer(nil, 1<<20) // overlays of many layers have long options
-	for s.Scan() {
-		before, after, _ := strings.Cut(s.Text(), " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
-		if len(f) < 5 || len(g) < 3 || f[4] != path {
-			continue
-		}
-		upper = "" // the last mount of a path is the one that is seen
-		if g[0] != "overlay" {
-			continue
-		}
-		for o := range strings.SplitSeq(g[2], ",") {
-			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
-				upper = dir
-			}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	var names [2]string
+	for i, f := range []int{root, fd} {
+		if names[i], err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); err != nil {
+			return "", err
 		}
 	}
-	return upper, s.Err()
-}
-
-// wholeDisk turns a device number into "major:minor" of the disk that the kernel
-// throttles; partitions are refused by it. Empty for file systems without a device.
-func wholeDisk(dev uint64) string {
-	number := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
-	dir, err := filepath.EvalSymlinks(filepath.Join("/sys/dev/block", number))
-	if unix.Major(dev) == 0 || err != nil {
-		return ""
+	below, err := filepath.Rel(names[0], names[1])
+	if err == nil && (below == "." || strings.HasPrefix(below, "..") || !plainPath("/"+below)) {
+		err = fmt.Errorf("it leads to %q", below)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "partition")); err != nil {
-		return number
-	}
-	parent, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev"))
-	if err != nil {
-		return ""
-	}
-	return string(bytes.TrimSpace(parent))
+	return below, err
 }

@@ -76,7 +76,7 @@ func (d *Driver) start(ctx context.Context, rec record, nics []driver.NIC) error
 	if err := d.clear(ctx, rec.Spec.Name); err != nil {
 		return err
 	}
-	if err := d.writeConfig(ctx, rec, nics); err != nil {
+	if err := d.configure(ctx, rec, nics); err != nil {
 		return err
 	}
 	if err := d.prepareStart(rec); err != nil {
@@ -93,6 +93,21 @@ func (d *Driver) start(ctx context.Context, rec record, nics []driver.NIC) error
 		return d.failedStart(ctx, rec, nics, err)
 	}
 	return d.unmark(rec, rebootWanted)
+}
+
+// configure writes the configuration of a guest that is about to start, and sets the limits of its devices.
+func (d *Driver) configure(ctx context.Context, rec record, nics []driver.NIC) error {
+	devices, err := d.throttled(ctx, rec)
+	if err != nil {
+		return err
+	}
+	if err := d.writeConfig(rec, nics, devices); err != nil {
+		return err
+	}
+	if err := d.holdWriteback(rec, devices); err != nil {
+		return errors.Join(err, d.releaseWriteback(rec.Spec.Name))
+	}
+	return nil
 }
 
 // validateNICs refuses what would bend the configuration, and links that are not on

@@ -1,0 +1,111 @@
+//go:build functional
+
+package lxc
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/mount"
+)
+
+// TestFunctionalThrottle: a guest's I/O is as slow as its limits say, whether it writes past the
+// page cache or the kernel writes for it later.
+func TestFunctionalThrottle(t *testing.T) {
+	const limit = 20 << 20
+	dir := testDir(t)
+	image, rootfs := filepath.Join(dir, "disk"), filepath.Join(dir, "root")
+	require.NoError(t, os.Mkdir(rootfs, 0o755))
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 512<<20))
+	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, rootfs}} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		require.NoErrorf(t, err, "%s", out)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(rootfs, 0)) })
+	d := newDriver(t, func(o *Options) {
+		o.Disks = func(context.Context, string) ([]storage.Device, error) {
+			devices, err := mount.Devices(rootfs)
+			for i := range devices {
+				devices[i].Own = true
+			}
+			return devices, err
+		}
+	})
+	controller := map[bool]string{true: "io", false: "blkio"}[d.cgroups.layout == layoutV2]
+	need(t, d.cgroups.has(controller), "cgroup controller "+controller)
+	spec, plain := newSpec(t)
+	require.NoError(t, os.RemoveAll(plain))
+	spec.Limits.Disk.TotalBytesSec = limit
+	drivertest.BusyboxRootFS(t, rootfs, spec.IDs)
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+
+	const megabytes = 60
+	want := float64(megabytes<<20) / limit
+	measure := func(what string, do func()) {
+		t.Helper()
+		begin := time.Now()
+		do()
+		elapsed := time.Since(begin).Seconds()
+		t.Logf("%s: %d MiB in %.2f s, %.1f MiB/s of %d", what, megabytes, elapsed, megabytes/elapsed, limit>>20)
+		require.InDelta(t, want, elapsed, 0.35*want, what)
+	}
+	measure("written and synced", func() { run(t, d, spec.UUID, "dd if=/dev/zero of=/a bs=1M count=60 conv=fsync 2>/dev/null") })
+	require.NoError(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0))
+	measure("read", func() { run(t, d, spec.UUID, "cat /a >/dev/null") })
+	measure("written back later", func() {
+		run(t, d, spec.UUID, "dd if=/dev/zero of=/b bs=1M count=60 2>/dev/null")
+		root, err := os.Open(rootfs)
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, unix.Syncfs(int(root.Fd())))
+	})
+
+	devices, err := mount.Devices(rootfs)
+	require.NoError(t, err)
+	require.NoError(t, d.Destroy(t.Context(), spec.UUID))
+	if d.cgroups.layout != layoutV2 {
+		left, err := os.ReadFile(d.cgroups.file("blkio", "", "blkio.throttle.write_bps_device"))
+		require.NoError(t, err)
+		for line := range strings.Lines(string(left)) {
+			require.NotEqual(t, devices[0].Number, strings.Fields(line)[0], "the device is given back without a limit")
+		}
+	}
+}
+
+// TestFunctionalBinds: a directory of the host is where it is asked for, also behind a link, over restarts.
+func TestFunctionalBinds(t *testing.T) {
+	d := newDriver(t)
+	spec, rootfs := newSpec(t)
+	one, two := testDir(t), testDir(t)
+	for _, dir := range []string{one, two} {
+		require.NoError(t, os.Chown(dir, int(spec.IDs.Base), int(spec.IDs.Base)))
+	}
+	require.NoError(t, os.MkdirAll(filepath.Join(rootfs, "var/data"), 0o755))
+	require.NoError(t, os.Symlink("/var/data", filepath.Join(rootfs, "mnt")))
+	spec.Binds = []driver.Bind{{Source: one, Target: "mnt"}, {Source: two, Target: "mnt/ephemeral1"}}
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	for range 2 {
+		require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+		run(t, d, spec.UUID, "echo one >> /mnt/file && echo two >> /mnt/ephemeral1/file && chown 1000 /mnt/file")
+		require.NoError(t, d.Stop(t.Context(), spec.UUID, 0, 0))
+	}
+	for dir, want := range map[string]string{one: "one\none\n", two: "two\ntwo\n"} {
+		got, err := os.ReadFile(filepath.Join(dir, "file"))
+		require.NoError(t, err)
+		require.Equal(t, want, string(got))
+	}
+	require.NoFileExists(t, filepath.Join(rootfs, "var/data/file"))
+}
