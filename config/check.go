@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -166,8 +167,15 @@ func (l *loader) checkSignatures() {
 	}
 }
 
+// ephemeralFormats are the file systems of ephemeral disks; internal/storage/ephemeral makes them.
+var ephemeralFormats = []string{"ext4", "xfs"}
+
 func (l *loader) checkLXC() {
 	x := &l.registry.config.LXC
+	if f := l.registry.config.Default.DefaultEphemeralFormat; f != "" && !slices.Contains(ephemeralFormats, f) {
+		l.warnAt(defaultSection, "default_ephemeral_format", fmt.Sprintf("%q is none of %s: servers whose flavor has an ephemeral disk are refused", f, strings.Join(ephemeralFormats, ", ")),
+			"name one of these, or remove the option for ext4")
+	}
 	if x.IDRange != nil && x.IDRange.Size < x.IDsPerInstance {
 		l.faultAt(lxcSection, "id_range", "smaller than ids_per_instance", "give room for at least one instance")
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/dir"
+	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/rpc/rabbit"
@@ -51,6 +52,7 @@ type host struct {
 	db      *state.DB
 	driver  *lxc.Driver
 	roots   storage.Backend
+	disks   *ephemeral.Store
 	images  *imagesync.Store
 	plugger vif.Plugger
 	closers []func()
@@ -110,7 +112,7 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 		return h, err
 	}
 	options := driverOptions(c)
-	options.IDPool = pool
+	options.IDPool, options.Disks = pool, h.devices
 	if h.driver, err = lxc.New(options); err != nil {
 		return h, err
 	}
@@ -122,6 +124,9 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 	}
 	h.closers = append(h.closers, func() { _ = h.db.Close() })
 	if h.roots, err = openRoots(ctx, c); err != nil {
+		return h, err
+	}
+	if h.disks, err = ephemeral.Open(filepath.Join(c.LXC.InstancesDir, "ephemeral")); err != nil {
 		return h, err
 	}
 	if h.images, err = imagesync.Open(imageOptions(c)); err != nil {
@@ -142,6 +147,29 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
 	})
 	return h, nil
+}
+
+// devices are the block devices below an instance's disks, for the driver to throttle.
+func (h *host) devices(ctx context.Context, uuid string) ([]storage.Device, error) {
+	var all []storage.Device
+	if roots, ok := h.roots.(storage.Devicer); ok {
+		devices, err := roots.Devices(ctx, uuid)
+		if err != nil {
+			return nil, err
+		}
+		all = devices
+	}
+	devices, err := h.disks.Devices(ctx, uuid)
+	return append(all, devices...), err
+}
+
+// runners are the stores with work of their own to do.
+func (h *host) runners() []storage.Runner {
+	runners := []storage.Runner{h.disks}
+	if roots, ok := h.roots.(storage.Runner); ok {
+		runners = append(runners, roots)
+	}
+	return runners
 }
 
 // openRoots opens the back end that [lxc] storage_backend names. Nested guests want to
@@ -254,7 +282,7 @@ type session struct {
 	neutron *neutron.Client
 	service *compute.Service
 	manager *compute.Manager
-	roots   storage.Backend
+	runners []storage.Runner
 }
 
 // connect takes the agent's place: service record, compute node, provider, and what an
@@ -296,14 +324,14 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	}
 	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
 		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance,
-		Driver: h.driver, Roots: h.roots, Images: h.images, Plugger: h.plugger, DB: h.db,
+		Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
 		Notify: notify.New(notifier, notifyOptions(c, r, api)),
 	})
 	if err := manager.InitHost(ctx); err != nil {
 		return nil, err
 	}
 	reqctx.Log(ctx).WithFields(logrus.Fields{"release": r.Name, "elapsed_ms": time.Since(started).Milliseconds()}).Info("registered with the control plane")
-	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, roots: h.roots}, nil
+	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, runners: h.runners()}, nil
 }
 
 // controlPlaneRelease is the operator's [lxc] release, or what the control plane says it is.
@@ -392,7 +420,7 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 	if c.Default.PeriodicEnable {
 		g.Go(func() error { return s.manager.RunPeriodicTasks(gctx) })
 	}
-	if runner, ok := s.roots.(storage.Runner); ok {
+	for _, runner := range s.runners {
 		g.Go(func() error { return runner.Run(gctx) })
 	}
 	if c.LXC.MetricsListen != "" {

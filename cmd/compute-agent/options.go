@@ -138,6 +138,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		},
 		UsageAudit:             compute.UsageAudit{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
 		InstanceDeleteInterval: d.InstanceDeleteInterval,
+		DefaultEphemeralFormat: d.DefaultEphemeralFormat,
 		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},

@@ -200,12 +200,12 @@ func (m *Manager) checkBuild(r *buildRequest) error {
 		return exception.BuildAbort(uuid, "a config drive is not supported by the lxc driver; use the metadata service")
 	}
 	for _, b := range r.BDMs {
-		switch {
-		case b.DestinationType == "volume":
+		if b.DestinationType == "volume" {
 			return exception.BuildAbort(uuid, "volumes are not supported by the lxc driver")
-		case b.SourceType == "blank":
-			return exception.BuildAbort(uuid, "ephemeral and swap disks are not supported by the lxc driver")
 		}
+	}
+	if _, err := m.localDisks(r.Instance, r.BDMs); err != nil {
+		return err
 	}
 	return nil
 }
@@ -229,12 +229,8 @@ func (m *Manager) advanceBuild(ctx context.Context, r *buildRequest) error {
 	if device == "" {
 		device = defaultRootDevice
 	}
-	for _, b := range r.BDMs {
-		if b.BootIndex != nil && *b.BootIndex == 0 && b.DeviceName != device {
-			if err := m.Conductor.SaveBDM(ctx, b, map[string]any{"device_name": device}); err != nil {
-				return err
-			}
-		}
+	if err := m.nameDisks(ctx, r.BDMs, device); err != nil {
+		return err
 	}
 	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{
 		"root_device_name": device, "task_state": object.TaskStateBlockDeviceMapping,

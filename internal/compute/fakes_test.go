@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/vif"
 )
 
@@ -158,6 +159,74 @@ func (r *fakeRoots) List(context.Context) ([]string, error) {
 
 func (r *fakeRoots) Usage(context.Context) (storage.Usage, error) {
 	return storage.Usage{Total: 100 << 30, Free: 60 << 30}, nil
+}
+
+// fakeEphemeral keeps names only, and tells of nothing for instances without disks.
+type fakeEphemeral struct {
+	*trail
+
+	mu    sync.Mutex // guards disks
+	disks map[string]ephemeral.Disks
+}
+
+var _ EphemeralStore = (*fakeEphemeral)(nil)
+
+func (e *fakeEphemeral) keeps(uuid string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.disks[uuid]
+	return ok
+}
+
+func (e *fakeEphemeral) Create(ctx context.Context, d ephemeral.Disks) error {
+	if err := e.do(ctx, "ephemeral.create", d.InstanceID); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.disks[d.InstanceID] = d
+	return nil
+}
+
+func (e *fakeEphemeral) Mount(ctx context.Context, uuid string) ([]string, error) {
+	if !e.keeps(uuid) {
+		return nil, nil
+	}
+	var paths []string
+	for _, d := range e.disks[uuid].Disks {
+		paths = append(paths, "/ephemeral/"+uuid+"/"+d.Name)
+	}
+	return paths, e.do(ctx, "ephemeral.mount", uuid)
+}
+
+func (e *fakeEphemeral) Unmount(ctx context.Context, uuid string) error {
+	if !e.keeps(uuid) {
+		return nil
+	}
+	return e.do(ctx, "ephemeral.unmount", uuid)
+}
+
+func (e *fakeEphemeral) Grow(ctx context.Context, uuid, name string, _ int) error {
+	return e.do(ctx, "ephemeral.grow", uuid+"/"+name)
+}
+
+func (e *fakeEphemeral) Delete(ctx context.Context, uuid string) error {
+	if !e.keeps(uuid) {
+		return nil
+	}
+	if err := e.do(ctx, "ephemeral.delete", uuid); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.disks, uuid)
+	return nil
+}
+
+func (e *fakeEphemeral) List(context.Context) ([]string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Sorted(maps.Keys(e.disks)), nil
 }
 
 // fakePlugger keeps the ports that are plugged.

@@ -250,12 +250,14 @@ func (m *Manager) localInstances(ctx context.Context) (map[string]bool, error) {
 	for _, s := range specs {
 		local[s.UUID] = true
 	}
-	roots, err := m.Roots.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range roots {
-		local[storage.Owner(id)] = true
+	for _, list := range []func(context.Context) ([]string, error){m.Roots.List, m.Ephemeral.List} {
+		disks, err := list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range disks {
+			local[storage.Owner(id)] = true
+		}
 	}
 	return local, nil
 }

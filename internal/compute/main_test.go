@@ -37,6 +37,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/resource"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -66,6 +67,7 @@ type world struct {
 	glance    *fakeGlance
 	driver    *fake.Driver
 	roots     *fakeRoots
+	ephemeral *fakeEphemeral
 	plugger   *fakePlugger
 	sender    *fakeSender
 }
@@ -100,7 +102,8 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 		t: t, release: r, trail: trail, nova: novatest.New(), neutron: newFakeNeutron(t, trail), glance: &fakeGlance{trail: trail, data: image(t), status: http.StatusOK},
 		placement: placementtest.New("COMPUTE_NODE", "COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_STATUS_DISABLED"),
 		driver:    fake.New(), roots: &fakeRoots{trail: trail, roots: map[string]storage.Root{}},
-		plugger: &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true},
+		ephemeral: &fakeEphemeral{trail: trail, disks: map[string]ephemeral.Disks{}},
+		plugger:   &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true},
 		opts: Options{
 			Host: testHost, InstanceNameTemplate: "instance-%08x", OVSBridge: "br-int", HostArch: "x86_64",
 			VIFPluggingTimeout: patience, VIFPluggingIsFatal: true, ShutdownTimeout: time.Minute, ShutdownRetryInterval: time.Second,
@@ -140,7 +143,7 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 		Glance: glance.New(glance.Options{Service: cloud.Pool.Service(openstack.ServiceOptions{
 			Section: "glance", Types: []string{"image"}, Version: "v2", EndpointOverride: cloud.URL + "/image",
 		})}),
-		Driver: w.driver, Roots: w.roots, Images: images, Plugger: w.plugger, DB: db,
+		Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
 		Notify: notify.New(w.sender, notify.Options{Host: testHost, Format: notify.FormatUnversioned, Release: r}),
 	})
 	w.storePause = time.Millisecond

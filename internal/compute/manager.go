@@ -67,6 +67,8 @@ type Options struct {
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 
+	DefaultEphemeralFormat string // [DEFAULT] default_ephemeral_format
+
 	IDPool         []storage.IDRange // root's subordinate ids
 	IDsPerInstance uint32
 	FlavorPolicy   flavor.Policy
@@ -83,6 +85,7 @@ type Deps struct {
 	Glance    *glance.Client
 	Driver    driver.Driver
 	Roots     storage.Backend
+	Ephemeral EphemeralStore
 	Images    *imagesync.Store
 	Plugger   vif.Plugger
 	DB        *state.DB

@@ -78,7 +78,7 @@ func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) e
 	return nil
 }
 
-// powerOff stops the guest and unmounts its root. The ports stay plugged: a stopped
+// powerOff stops the guest and unmounts its disks. The ports stay plugged: a stopped
 // server keeps its place in the network.
 func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Duration) error {
 	err := m.Driver.Stop(ctx, uuid, timeout, m.opts.ShutdownRetryInterval)
@@ -86,7 +86,7 @@ func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Durati
 		return err
 	}
 	m.replug(ctx, uuid)
-	return m.Roots.Unmount(ctx, uuid)
+	return m.unmountDisks(ctx, uuid)
 }
 
 // startInstance starts a stopped guest (nova/compute/manager.py:start_instance).
@@ -146,9 +146,9 @@ func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 		}
 		nics = append(nics, driver.NIC{PortID: v.PortID, Name: rec.nicName(v.PortID), Link: link})
 	}
-	rootfs, err := m.Roots.Mount(ctx, rec.Root)
+	rootfs, err := m.mountDisks(ctx, rec)
 	if err != nil {
-		return fmt.Errorf("mount root disk: %w", err)
+		return err
 	}
 	if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
 		return err

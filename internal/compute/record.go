@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/vif"
 )
 
@@ -28,6 +29,8 @@ type record struct {
 	ImageID string       `json:"image_id"`
 	Root    storage.Root `json:"root"`
 	VIFs    []vif.VIF    `json:"vifs"`
+	// Ephemeral are the disks beside the root disk.
+	Ephemeral []ephemeral.Disk `json:"ephemeral,omitempty"`
 	// Templates is what the image's templates need at every start; nil: it has none.
 	Templates *template.Vars `json:"templates,omitempty"`
 	// Names are the guest's names of the ports, by port id: a port keeps its name for life.
@@ -157,6 +160,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	}
 	step("release console", m.forgetConsole(uuid))
 	step("delete root disks", m.deleteRoots(ctx, uuid))
+	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
 	if len(errs) == 0 {
 		// Ids may be given to others only when no file of theirs is left.

@@ -234,8 +234,13 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", driver.ErrNoResources, err)
 	}
 	root := storage.Root{InstanceID: s.inst.UUID, ImagePath: image.Path, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested}
+	disks, err := s.m.localDisks(s.inst, s.r.BDMs)
+	if err != nil {
+		return err
+	}
+	limits.SwapBytes = int64(disks.swapMB) << 20
 	s.mu.Lock()
-	s.rec.Root = root
+	s.rec.Root, s.rec.Ephemeral = root, disks.ephemeral
 	err = s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
@@ -251,10 +256,14 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("mount root disk: %w", err)
 	}
+	binds, err := s.m.makeDisks(ctx, s.inst.UUID, ids, disks.ephemeral)
+	if err != nil {
+		return err
+	}
 	s.image, s.rootfs = image, rootfs
 	spec := driver.Spec{
 		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Arch(),
-		Limits: limits, IDs: ids, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
+		Limits: limits, IDs: ids, Binds: binds, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
 		// ds-identify of cloud-init recognises the platform by this word.
 		Env: map[string]string{"product_name": "OpenStack Nova"},
 	}

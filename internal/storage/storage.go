@@ -16,7 +16,7 @@ var (
 	// ErrNoSpace: the file system that holds root disks has not enough room.
 	ErrNoSpace = errors.New("no space left for root disks")
 	// ErrUnsupported: the host's kernel or tools cannot do this back end; the message says what is missing.
-	ErrUnsupported = errors.New("storage back end is not supported on this host")
+	ErrUnsupported = errors.New("not supported by the storage of this host")
 	// ErrNotFound: the instance has no root disk here.
 	ErrNotFound = errors.New("root disk does not exist")
 	// ErrBusy: something still uses a mounted root disk.
