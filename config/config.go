@@ -285,7 +285,7 @@ type LXC struct {
 	InstancesDir             string
 	ImageDir                 string
 	ConsoleDir               string
-	StorageBackend           string   // overlay or dir
+	StorageBackend           string   // overlay, dir or btrfs
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
 	RootDiskInodesPerGB      int      // 0 is the file system's default

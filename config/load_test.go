@@ -148,7 +148,7 @@ port_range = 10:5
 		`:9: [DEFAULT] transport_url: a host's port is not a number from 1 to 65535 (rabbit://user:password@host:5672,user:password@host2:5672/virtual_host)`,
 		`:11: [compute] cpu_shared_set: "1-" is not a CPU set (allowed: CPU set such as 1-4,^3,6)`,
 		`:13: [notifications] notification_format: "all" is not one of the allowed values (allowed: unversioned, versioned, both)`,
-		`:15: [lxc] storage_backend: "zfs" is not one of the allowed values (allowed: overlay, dir)`,
+		`:15: [lxc] storage_backend: "zfs" is not one of the allowed values (allowed: overlay, dir, btrfs)`,
 		`:16: [lxc] metrics_listen: "9100" is not host:port (allowed: host:port)`,
 		`:17: [lxc] id_range: "0:65536" is a range that holds the host's root (allowed: id range base:count)`,
 		`:18: [lxc] release: "yoga" is not a known release (allowed: auto, or a release from zed to hibiscus or 2023.1 to 2026.2)`,
@@ -268,6 +268,7 @@ func TestWarnings(t *testing.T) {
 [DEFAULT]
 compute_driver = libvirt.LibvirtDriver
 cpu_allocation_ration = 4
+default_ephemeral_format = vfat
 [libvirt]
 virt_type = lxc
 [lxd]
@@ -283,6 +284,7 @@ frobnicate = 1
 	}
 	require.Equal(t, []string{
 		`[DEFAULT] compute_driver: warning: "libvirt.LibvirtDriver" is another driver's name, ignored (this agent always runs LXC containers; remove the option)`,
+		`[DEFAULT] default_ephemeral_format: warning: "vfat" is none of ext4, xfs: servers whose flavor has an ephemeral disk are refused (name one of these, or remove the option for ext4)`,
 		`[lxd] root_dir: warning: option of nova-lxd, ignored (the agent's options are in [lxc])`,
 		`[lxc] storage_backends: warning: unknown option, ignored (did you mean storage_backend?)`,
 		`[lxc] frobnicate: warning: unknown option, ignored`,
@@ -300,6 +302,7 @@ func TestCombinations(t *testing.T) {
 		"[lxc]\nid_range=100000:1000\n":                                        "id_range: smaller than",
 		"[glance]\nverify_glance_signatures=true\n":                            "verify_glance_signatures: signatures of images cannot be verified",
 		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                 "root_disk_default_gb: larger than",
+		"[lxc]\nstorage_backend=btrfs\nroot_disk_inodes_per_gb=1000\n":         "root_disk_inodes_per_gb: btrfs cannot bound",
 		"[placement]\nauth_url=\n":                                             "auth_url: missing",
 		"[placement]\nusername=\n":                                             "username: missing",
 		"[placement]\nauth_type=v3applicationcredential\n":                     "application_credential_secret: missing",

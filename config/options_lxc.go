@@ -40,7 +40,7 @@ func lxcDirectories(s *section, x *LXC) {
 
 func lxcContainers(s *section, x *LXC) {
 	s.enum(&x.StorageBackend, "storage_backend", "overlay", "How root disks are made: overlay shares the unpacked image and gives each"+
-		" instance a layer of its own; dir copies the image.", "overlay", "dir")
+		" instance a layer of its own; dir copies the image; btrfs takes snapshots of it, with instances_dir on that file system.", "overlay", "dir", "btrfs")
 	s.integer(&x.RootDiskDefaultGB, "root_disk_default_gb", 0, "Size of the root disk, in GB, when the flavor says 0; 0 sets no limit but the host's.").atLeast(0)
 	s.integer(&x.RootDiskMaxGB, "root_disk_max_gb", 0, "Largest root disk, in GB, that an instance may have here; 0 is no limit.").atLeast(0)
 	s.integer(&x.RootDiskInodesPerGB, "root_disk_inodes_per_gb", 0, "Files and directories per GB of root disk; 0 is the file system's default of 65536.").atLeast(0).atMost(1 << 20)

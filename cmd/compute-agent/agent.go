@@ -31,9 +31,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/resource"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/dir"
 	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
-	"github.com/compute-agent/compute-agent/internal/storage/overlay"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/rpc/rabbit"
 	"github.com/compute-agent/compute-agent/vif"
@@ -147,43 +145,6 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
 	})
 	return h, nil
-}
-
-// devices are the block devices below an instance's disks, for the driver to throttle.
-func (h *host) devices(ctx context.Context, uuid string) ([]storage.Device, error) {
-	var all []storage.Device
-	if roots, ok := h.roots.(storage.Devicer); ok {
-		devices, err := roots.Devices(ctx, uuid)
-		if err != nil {
-			return nil, err
-		}
-		all = devices
-	}
-	devices, err := h.disks.Devices(ctx, uuid)
-	return append(all, devices...), err
-}
-
-// runners are the stores with work of their own to do.
-func (h *host) runners() []storage.Runner {
-	runners := []storage.Runner{h.disks}
-	if roots, ok := h.roots.(storage.Runner); ok {
-		runners = append(runners, roots)
-	}
-	return runners
-}
-
-// openRoots opens the back end that [lxc] storage_backend names. Nested guests want to
-// mount overlays themselves, which an overlay does not allow: they get a tree of their own.
-func openRoots(ctx context.Context, c *config.Config) (storage.Backend, error) {
-	copies, err := dir.New(filepath.Join(c.LXC.InstancesDir, "dir"), c.LXC.RootDiskInodesPerGB)
-	if err != nil || c.LXC.StorageBackend == "dir" {
-		return copies, err
-	}
-	layers, err := overlay.New(ctx, filepath.Join(c.LXC.InstancesDir, "overlay"), c.LXC.RootDiskInodesPerGB)
-	if err != nil {
-		return nil, err
-	}
-	return storage.WithNested(layers, copies), nil
 }
 
 // checkHost logs what is wrong with the host and refuses to run where that is fatal.

@@ -84,6 +84,7 @@ func checkConfig(w io.Writer, sources config.Sources, asJSON bool) error {
 			return err
 		}
 		result.Summary = &s
+		result.Findings = append(result.Findings, checkStorage(c)...)
 	}
 	if err := result.write(w, asJSON); err != nil {
 		return err

@@ -41,6 +41,13 @@ func TestConfigCheck(t *testing.T) {
 	require.Equal(t, []string{"127.0.0.1:5672"}, result.Summary.Transport.Hosts)
 	require.NotContains(t, out, "secret")
 
+	pool := filepath.Join(dir, "pool.conf")
+	require.NoError(t, os.WriteFile(pool, []byte("[lxc]\nstorage_backend = btrfs\ninstances_dir = /proc/nowhere\n"), 0o600))
+	out, err = runConfig(t, "check", "--config-file", real, "--config-dir", dir)
+	require.NoError(t, err)
+	require.Contains(t, out, "[lxc] storage_backend: warning: instances_dir /proc/nowhere is not on a btrfs file system (mount one there, or choose another back end)")
+	require.NoError(t, os.Remove(pool))
+
 	bad := filepath.Join(dir, "bad.conf")
 	require.NoError(t, os.WriteFile(bad, []byte("[DEFAULT]\nreport_interval = ten\n[lxc]\nstorage_backends = dir\n"), 0o600))
 	out, err = runConfig(t, "check", "--config-file", real, "--config-dir", dir)

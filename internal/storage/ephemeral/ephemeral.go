@@ -94,21 +94,11 @@ func CheckFormat(format string) error {
 	if _, err := os.Stat(d.program); err != nil {
 		return fmt.Errorf("%w: no disks with a file system %q: %s is missing (package %s)", storage.ErrUnsupported, format, d.program, d.inTools)
 	}
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		return err
+	known, err := mount.Supported(format)
+	if err == nil && !known {
+		err = fmt.Errorf("%w: no disks with a file system %q: the kernel has none", storage.ErrUnsupported, format)
 	}
-	for line := range strings.Lines(string(known)) {
-		if strings.TrimSpace(line) == format {
-			return nil
-		}
-	}
-	// It may be a module that is loaded at the first mount; what cannot be loaded shows then.
-	modules, err := filepath.Glob("/lib/modules/*/kernel/fs/" + format)
-	if err != nil || len(modules) == 0 {
-		return fmt.Errorf("%w: no disks with a file system %q: the kernel has none", storage.ErrUnsupported, format)
-	}
-	return nil
+	return err
 }
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`) // as long as a label of XFS

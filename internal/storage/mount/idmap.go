@@ -18,6 +18,9 @@ import (
 // its parent has taken hold of that.
 const holdCommand = "userns-hold"
 
+// storedRoot is the owner that files of the host's root get in a tree with a guest's own ids.
+const storedRoot = 1<<32 - 3
+
 // The holder ends here, before main and whatever main would do with the argument.
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == holdCommand {
@@ -31,13 +34,19 @@ func init() {
 // leave the user namespace in one of its threads, and the kernel wants the maps
 // written from outside. So this binary is started again inside the new namespace
 // and killed as soon as the namespace is open; it needs no other program.
-func UserNamespace(ids storage.IDRange) (*os.File, error) {
+//
+// withRoot gives the host's root an id in there as well, one that nobody else has: what root makes through
+// an id-mapped mount would otherwise have no owner to be stored, and cannot be made (EOVERFLOW).
+func UserNamespace(ids storage.IDRange, withRoot bool) (*os.File, error) {
 	stdin, keep, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("make user namespace: %w", err)
 	}
 	defer keep.Close() //nolint:errcheck // its end is the message
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Base), Size: int(ids.Size)}}
+	if withRoot {
+		maps = append(maps, syscall.SysProcIDMap{ContainerID: storedRoot, HostID: 0, Size: 1})
+	}
 	holder, err := os.StartProcess("/proc/self/exe", []string{"compute-agent", holdCommand}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},
@@ -66,11 +75,11 @@ func UserNamespace(ids storage.IDRange) (*os.File, error) {
 	return ns, nil
 }
 
-// CloneIDMapped mounts the directory source read-only at target, with its ids
-// mapped to the range (mount_setattr(2), MOUNT_ATTR_IDMAP). Mounts below source are
-// not part of it.
-func CloneIDMapped(source, target string, ids storage.IDRange) error {
-	ns, err := UserNamespace(ids)
+// CloneIDMapped mounts the directory source at target, with its ids mapped to the
+// range (mount_setattr(2), MOUNT_ATTR_IDMAP), read-only unless writable. Mounts below
+// source are not part of it.
+func CloneIDMapped(source, target string, ids storage.IDRange, writable bool) error {
+	ns, err := UserNamespace(ids, writable)
 	if err != nil {
 		return err
 	}
@@ -80,8 +89,12 @@ func CloneIDMapped(source, target string, ids storage.IDRange) error {
 		return fmt.Errorf("clone %s: %w", source, err)
 	}
 	defer unix.Close(tree) //nolint:errcheck // nothing was written
+	attributes := uint64(unix.MOUNT_ATTR_IDMAP)
+	if !writable {
+		attributes |= unix.MOUNT_ATTR_RDONLY
+	}
 	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set:    unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY,
+		Attr_set:    attributes,
 		Propagation: unix.MS_PRIVATE,
 		Userns_fd:   uint64(ns.Fd()),
 	})

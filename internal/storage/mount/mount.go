@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -67,6 +68,21 @@ func Type(path string) (string, error) {
 		return "", fmt.Errorf("look at %s: %w", path, err)
 	}
 	return types[int64(st.Type)], nil //nolint:unconvert // 32 bits on some architectures
+}
+
+// Supported tells whether the kernel has a type of file system, or a module of it to load.
+func Supported(fstype string) (bool, error) {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return false, fmt.Errorf("list file systems: %w", err)
+	}
+	for line := range strings.Lines(string(known)) {
+		if strings.TrimSpace(strings.TrimPrefix(line, "nodev")) == fstype {
+			return true, nil
+		}
+	}
+	modules, err := filepath.Glob("/lib/modules/*/kernel/fs/" + fstype)
+	return len(modules) > 0, err
 }
 
 // Unmount unmounts everything that is mounted at path, and waits for users to

@@ -150,7 +150,7 @@ func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
 	if err := makeUpper(disk, r); err != nil {
 		return err
 	}
-	if err := mount.CloneIDMapped(r.ImagePath, lower, r.IDs); err != nil {
+	if err := mount.CloneIDMapped(r.ImagePath, lower, r.IDs, false); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.Detach(lower)) }()

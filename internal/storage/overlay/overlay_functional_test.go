@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -44,7 +43,7 @@ func TestCrashWhileMounting(t *testing.T) {
 	}
 	require.NoError(t, ext4.Mount(t.Context(), filepath.Join(dir, diskFile), filepath.Join(dir, diskDir), 1))
 	require.NoError(t, os.Mkdir(filepath.Join(dir, diskDir, "upper"), 0o700)) // without its owner yet
-	require.NoError(t, mount.CloneIDMapped(e.Image, filepath.Join(dir, lowerDir), r.IDs))
+	require.NoError(t, mount.CloneIDMapped(e.Image, filepath.Join(dir, lowerDir), r.IDs, false))
 	path, err := b.Mount(t.Context(), r)
 	require.NoError(t, err)
 	info, err := os.Stat(path)
@@ -103,28 +102,9 @@ func TestInodes(t *testing.T) {
 	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 
-// BenchmarkReady is the time from nothing to a mounted root disk of 10 GiB, and
-// from there to nothing again.
 func BenchmarkReady(b *testing.B) {
 	e := storagetest.NewEnvironment(b)
 	back, err := New(b.Context(), e.Dir, 0)
 	require.NoError(b, err)
-	var create, mounted, deleted time.Duration
-	for i := 0; b.Loop(); i++ {
-		r := storage.Root{InstanceID: fmt.Sprintf("i%d", i), ImagePath: e.Image, SizeGB: 10, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
-		start := time.Now()
-		require.NoError(b, back.Create(b.Context(), r))
-		create += time.Since(start)
-		start = time.Now()
-		_, err := back.Mount(b.Context(), r)
-		require.NoError(b, err)
-		mounted += time.Since(start)
-		start = time.Now()
-		require.NoError(b, back.Delete(b.Context(), r.InstanceID))
-		deleted += time.Since(start)
-	}
-	n := float64(b.N)
-	b.ReportMetric(float64(create.Milliseconds())/n, "create-ms")
-	b.ReportMetric(float64(mounted.Milliseconds())/n, "mount-ms")
-	b.ReportMetric(float64(deleted.Milliseconds())/n, "delete-ms")
+	storagetest.BenchmarkReady(b, back, e)
 }

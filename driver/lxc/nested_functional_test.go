@@ -1,0 +1,75 @@
+//go:build functional
+
+package lxc
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/btrfs"
+	"github.com/compute-agent/compute-agent/internal/storage/dir"
+	"github.com/compute-agent/compute-agent/internal/storage/overlay"
+)
+
+// TestFunctionalNestedOverlay: the root of a guest that is to run containers of its own can mount an overlay
+// on its root disk, write through it, and see the layers apart.
+func TestFunctionalNestedOverlay(t *testing.T) {
+	base := testDir(t)
+	pools := filepath.Join(base, "pools")
+	onBtrfs := filepath.Join(base, "btrfs")
+	require.NoError(t, os.Mkdir(onBtrfs, 0o755))
+	image := filepath.Join(base, "btrfs.img")
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 2<<30))
+	for _, args := range [][]string{{"mkfs.btrfs", "-q", image}, {"mount", "-o", "loop", image, onBtrfs}} {
+		_, err := exec.LookPath(args[0])
+		need(t, err == nil, args[0])
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		require.NoErrorf(t, err, "%s", out)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(onBtrfs, unix.MNT_DETACH)) })
+	tree := filepath.Join(base, "image")
+	require.NoError(t, os.Mkdir(tree, 0o755))
+	drivertest.BusyboxRootFS(t, tree, storage.IDRange{Size: 65536})
+
+	for name, open := range map[string]func() (storage.Backend, error){
+		"dir": func() (storage.Backend, error) { return dir.New(filepath.Join(pools, "dir"), 0) },
+		"overlay": func() (storage.Backend, error) {
+			layers, err := overlay.New(t.Context(), filepath.Join(pools, "overlay"), 0)
+			if err != nil {
+				return nil, err
+			}
+			copies, err := dir.New(filepath.Join(pools, "copies"), 0)
+			return storage.Choose(layers, copies), err
+		},
+		"btrfs": func() (storage.Backend, error) { return btrfs.New(filepath.Join(onBtrfs, "pool")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			back, err := open()
+			require.NoError(t, err)
+			spec, plain := newSpec(t)
+			require.NoError(t, os.RemoveAll(plain))
+			spec.Limits.Nested = true
+			root := storage.Root{InstanceID: spec.UUID, ImagePath: tree, SizeGB: 1, IDs: spec.IDs, Nested: true}
+			require.NoError(t, back.Create(t.Context(), root))
+			t.Cleanup(func() { require.NoError(t, back.Delete(context.WithoutCancel(t.Context()), spec.UUID)) })
+			rootfs, err := back.Mount(t.Context(), root)
+			require.NoError(t, err)
+			d := newDriver(t)
+			require.NoError(t, d.Create(t.Context(), spec, rootfs))
+			require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+			out := run(t, d, spec.UUID, "mkdir -p /n/lower /n/upper /n/work /n/merged && echo below > /n/lower/file && "+
+				"mount -t overlay overlay -o lowerdir=/n/lower,upperdir=/n/upper,workdir=/n/work /n/merged && "+
+				"echo above > /n/merged/file && mkdir /n/merged/dir && rm -r /n/merged/dir && cat /n/lower/file /n/upper/file && umount /n/merged")
+			require.Equal(t, "below\nabove", out)
+		})
+	}
+}

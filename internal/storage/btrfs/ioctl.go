@@ -1,0 +1,182 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Requests of include/uapi/linux/btrfs.h and what they take.
+const (
+	ioctlSubvolumeCreate   = 0x50009418
+	ioctlSnapshotCreate    = 0x50009417
+	ioctlSnapshotDestroy   = 0x5000940f
+	ioctlQuotaControl      = 0xc0109428
+	ioctlQuotaRescanWait   = 0x942e
+	ioctlQuotaGroupLimit   = 0x8030942b
+	ioctlQuotaGroupCreate  = 0x4010942a
+	ioctlLookup            = 0xd0009412
+	quotaEnable            = 1
+	limitReferenced        = 1
+	firstSubvolumeObjectID = 256 // the inode of every subvolume's root
+)
+
+// volumeArgs is struct btrfs_ioctl_vol_args.
+type volumeArgs struct {
+	fd   int64
+	name [4088]byte
+}
+
+// volumeArgs2 is struct btrfs_ioctl_vol_args_v2.
+type volumeArgs2 struct {
+	fd           int64
+	transaction  uint64
+	flags        uint64
+	qgroupsOrNot [4]uint64
+	name         [4040]byte
+}
+
+// quotaArgs is struct btrfs_ioctl_quota_ctl_args.
+type quotaArgs struct{ command, status uint64 }
+
+// groupArgs is struct btrfs_ioctl_qgroup_create_args.
+type groupArgs struct{ create, id uint64 }
+
+// limitArgs is struct btrfs_ioctl_qgroup_limit_args.
+type limitArgs struct {
+	group                                                 uint64
+	flags, maxReferenced, maxExclusive, reserveR, reserve uint64
+}
+
+// lookupArgs is struct btrfs_ioctl_ino_lookup_args.
+type lookupArgs struct {
+	tree, object uint64
+	name         [4080]byte
+}
+
+func ioctl[T any](fd uintptr, request uintptr, arg *T) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(unsafe.Pointer(arg))); errno != 0 { //nolint:gosec // the kernel wants an address
+		return errno
+	}
+	return nil
+}
+
+// in runs do with the directory that holds path, and the name in it.
+func in(path string, do func(parent uintptr, name string) error) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written through it
+	return do(dir.Fd(), filepath.Base(path))
+}
+
+// at runs do with a directory itself.
+func at(path string, do func(fd uintptr) error) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written through it
+	return do(dir.Fd())
+}
+
+func createSubvolume(path string) error {
+	err := in(path, func(parent uintptr, name string) error {
+		var args volumeArgs2
+		copy(args.name[:len(args.name)-1], name)
+		return ioctl(parent, ioctlSubvolumeCreate, &args)
+	})
+	if err != nil {
+		return fmt.Errorf("create subvolume: %w", err)
+	}
+	return nil
+}
+
+// snapshot makes the subvolume target, which shares all blocks with the subvolume source.
+func snapshot(source, target string) error {
+	err := at(source, func(from uintptr) error {
+		return in(target, func(parent uintptr, name string) error {
+			args := volumeArgs2{fd: int64(from)} //nolint:gosec // descriptors are small
+			copy(args.name[:len(args.name)-1], name)
+			return ioctl(parent, ioctlSnapshotCreate, &args)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", source, err)
+	}
+	return nil
+}
+
+// destroy removes a subvolume at once; the kernel frees its blocks later. What is no subvolume is removed file by file.
+func destroy(path string) error {
+	id, err := subvolume(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if id == 0 {
+		return os.RemoveAll(path)
+	}
+	err = in(path, func(parent uintptr, name string) error {
+		var args volumeArgs
+		copy(args.name[:len(args.name)-1], name)
+		return ioctl(parent, ioctlSnapshotDestroy, &args)
+	})
+	if err != nil {
+		return fmt.Errorf("destroy subvolume %s: %w", path, err)
+	}
+	// Kernels before 6.11 keep the group of a subvolume that is gone. It holds nothing; newer ones have
+	// none to remove, and one whose blocks are not freed yet cannot be removed yet.
+	_ = in(path, func(parent uintptr, _ string) error {
+		return ioctl(parent, ioctlQuotaGroupCreate, &groupArgs{id: id})
+	})
+	return nil
+}
+
+// subvolume is the number of a subvolume; 0: path is an ordinary directory.
+func subvolume(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "look at", Path: path, Err: err}
+	}
+	if st.Ino != firstSubvolumeObjectID || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return 0, nil
+	}
+	args := lookupArgs{object: firstSubvolumeObjectID}
+	if err := at(path, func(fd uintptr) error { return ioctl(fd, ioctlLookup, &args) }); err != nil {
+		return 0, fmt.Errorf("look up subvolume %s: %w", path, err)
+	}
+	return args.tree, nil
+}
+
+// limit bounds what a subvolume may refer to, whether it shares the blocks or not; 0: no bound.
+func limit(path string, bytes uint64) error {
+	args := limitArgs{flags: limitReferenced, maxReferenced: bytes}
+	if bytes == 0 {
+		args.maxReferenced = ^uint64(0) // the kernel's word for none
+	}
+	if err := at(path, func(fd uintptr) error { return ioctl(fd, ioctlQuotaGroupLimit, &args) }); err != nil {
+		return fmt.Errorf("limit subvolume %s: %w", path, err)
+	}
+	return nil
+}
+
+// enableQuota switches the accounting on and waits until it knows what is there; it may be on already.
+func enableQuota(dir string) error {
+	return at(dir, func(fd uintptr) error {
+		if err := ioctl(fd, ioctlQuotaControl, &quotaArgs{command: quotaEnable}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("enable quotas: %w", err)
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ioctlQuotaRescanWait, 0); errno != 0 {
+			return fmt.Errorf("wait for quotas: %w", errno)
+		}
+		return nil
+	})
+}

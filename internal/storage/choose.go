@@ -1,0 +1,128 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+)
+
+// Choose is a back end of several. New root disks come from normal, and those of guests that mount overlays
+// themselves (Root.Nested) from nested. Root disks that exist stay where they are, also in others: back ends that
+// an operator has chosen before.
+func Choose(normal, nested Backend, others ...Backend) Backend {
+	c := &choice{normal: normal, nested: nested}
+	for _, b := range append([]Backend{normal, nested}, others...) {
+		if !slices.Contains(c.all, b) {
+			c.all = append(c.all, b)
+		}
+	}
+	return c
+}
+
+type choice struct {
+	normal, nested Backend
+	all            []Backend
+}
+
+// of is the back end of a new root disk.
+func (c *choice) of(r Root) Backend {
+	if r.Nested {
+		return c.nested
+	}
+	return c.normal
+}
+
+// any runs do with one back end after the other until one knows the root disk.
+func (c *choice) any(do func(b Backend) error) error {
+	err := ErrNotFound
+	for _, b := range c.all {
+		if err = do(b); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return err
+}
+
+// each runs do with all.
+func (c *choice) each(do func(b Backend) error) error {
+	errs := make([]error, 0, len(c.all))
+	for _, b := range c.all {
+		errs = append(errs, do(b))
+	}
+	return errors.Join(errs...)
+}
+
+// Name implements Backend.
+func (c *choice) Name() string { return c.normal.Name() }
+
+// Create implements Backend.
+func (c *choice) Create(ctx context.Context, r Root) error { return c.of(r).Create(ctx, r) }
+
+// Mount implements Backend.
+func (c *choice) Mount(ctx context.Context, r Root) (path string, err error) {
+	if path, err = c.of(r).Mount(ctx, r); !errors.Is(err, ErrNotFound) {
+		return path, err
+	}
+	err = c.any(func(b Backend) error {
+		path, err = b.Mount(ctx, r)
+		return err
+	})
+	return path, err
+}
+
+// Unmount implements Backend. An instance without a root disk in one of them is no error there.
+func (c *choice) Unmount(ctx context.Context, instanceID string) error {
+	return c.each(func(b Backend) error { return b.Unmount(ctx, instanceID) })
+}
+
+// Grow implements Backend.
+func (c *choice) Grow(ctx context.Context, instanceID string, sizeGB int) error {
+	return c.any(func(b Backend) error { return b.Grow(ctx, instanceID, sizeGB) })
+}
+
+// Delete implements Backend.
+func (c *choice) Delete(ctx context.Context, instanceID string) error {
+	return c.each(func(b Backend) error { return b.Delete(ctx, instanceID) })
+}
+
+// Devices implements Devicer.
+func (c *choice) Devices(ctx context.Context, instanceID string) (devices []Device, err error) {
+	err = c.any(func(b Backend) error {
+		d, ok := b.(Devicer)
+		if !ok {
+			return ErrNotFound
+		}
+		devices, err = d.Devices(ctx, instanceID)
+		return err
+	})
+	return devices, err
+}
+
+// List implements Backend.
+func (c *choice) List(ctx context.Context) ([]string, error) {
+	var all []string
+	err := c.each(func(b Backend) error {
+		list, err := b.List(ctx)
+		all = append(all, list...)
+		return err
+	})
+	slices.Sort(all)
+	return slices.Compact(all), err
+}
+
+// Usage implements Backend with the pool that most instances use.
+func (c *choice) Usage(ctx context.Context) (Usage, error) { return c.normal.Usage(ctx) }
+
+// Run implements Runner.
+func (c *choice) Run(ctx context.Context) error {
+	var work sync.WaitGroup
+	errs := make([]error, len(c.all))
+	for i, b := range c.all {
+		if r, ok := b.(Runner); ok {
+			work.Go(func() { errs[i] = r.Run(ctx) })
+		}
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
