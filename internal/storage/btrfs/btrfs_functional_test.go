@@ -113,3 +113,8 @@ func BenchmarkReady(b *testing.B) {
 	back, e := open(b)
 	storagetest.BenchmarkReady(b, back, e)
 }
+
+func BenchmarkDelete(b *testing.B) {
+	back, e := open(b)
+	storagetest.BenchmarkDelete(b, back, e, 100_000)
+}

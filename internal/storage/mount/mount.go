@@ -88,7 +88,13 @@ func Supported(fstype string) (bool, error) {
 // Unmount unmounts everything that is mounted at path, and waits for users to
 // leave and for data to be written until ctx ends: then storage.ErrBusy. What is
 // not mounted is unmounted already. An empty mount point is made anew, see renew.
-func Unmount(ctx context.Context, path string) error {
+func Unmount(ctx context.Context, path string) error { return unmount(ctx, path, false) }
+
+// Leave unmounts as Unmount does, but returns as soon as the mount is out of the tree: the kernel
+// drops what it remembers of the files meanwhile, which takes seconds where there are many.
+func Leave(ctx context.Context, path string) error { return unmount(ctx, path, true) }
+
+func unmount(ctx context.Context, path string, early bool) error {
 	for pause, found := firstPause, false; ; {
 		mounted, err := Is(path)
 		if err != nil {
@@ -99,7 +105,7 @@ func Unmount(ctx context.Context, path string) error {
 		}
 		found = true
 		// The kernel writes back all dirty data here, in a call that nothing interrupts.
-		err = await(ctx, func() error { return unix.Unmount(path, unix.UMOUNT_NOFOLLOW) })
+		err = await(ctx, path, early, func() error { return unix.Unmount(path, unix.UMOUNT_NOFOLLOW) })
 		switch {
 		case err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT): // look again: mounts stack
 			continue
@@ -165,15 +171,31 @@ func Point(path string) error {
 	return nil
 }
 
-// await runs a call that cannot be interrupted and stops waiting for it when ctx ends.
-func await(ctx context.Context, call func() error) error {
+// leavePause is how often Leave looks whether a mount has gone.
+const leavePause = 2 * time.Millisecond
+
+// await runs an unmounting that cannot be interrupted and stops waiting for it when ctx ends, or early, when
+// nothing is mounted at path any more.
+func await(ctx context.Context, path string, early bool, call func() error) error {
 	done := make(chan error, 1) // the call may end after nobody waits
 	go func() { done <- call() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
+	var look <-chan time.Time
+	if early {
+		ticker := time.NewTicker(leavePause)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look:
+			if mounted, err := Is(path); err == nil && !mounted {
+				return nil
+			}
+		}
 	}
 }
 

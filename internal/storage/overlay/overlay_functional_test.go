@@ -102,9 +102,31 @@ func TestInodes(t *testing.T) {
 	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 
-func BenchmarkReady(b *testing.B) {
+func bench(b *testing.B) (storage.Backend, storagetest.Environment) {
+	b.Helper()
 	e := storagetest.NewEnvironment(b)
 	back, err := New(b.Context(), e.Dir, 0)
-	require.NoError(b, err)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return back, e
+}
+
+func BenchmarkReady(b *testing.B) {
+	back, e := bench(b)
 	storagetest.BenchmarkReady(b, back, e)
+}
+
+func BenchmarkDelete(b *testing.B) {
+	back, e := bench(b)
+	storagetest.BenchmarkDelete(b, back, e, 100_000)
+}
+
+func BenchmarkSecond(b *testing.B) {
+	for _, megabytes := range []int{1, 2048} {
+		b.Run(fmt.Sprintf("%dMiB", megabytes), func(b *testing.B) {
+			back, e := bench(b)
+			storagetest.BenchmarkSecond(b, back, e, megabytes)
+		})
+	}
 }

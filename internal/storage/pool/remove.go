@@ -50,6 +50,10 @@ func release(dir string) error {
 // unmounted already. It waits for users until ctx ends, and some seconds at most:
 // storage.ErrBusy.
 func (p *Pool[R]) Unmount(ctx context.Context, instanceID string) error {
+	return p.unmount(ctx, instanceID, mount.Unmount)
+}
+
+func (p *Pool[R]) unmount(ctx context.Context, instanceID string, unmount func(ctx context.Context, path string) error) error {
 	if err := storage.CheckID(instanceID); err != nil {
 		return err
 	}
@@ -60,7 +64,7 @@ func (p *Pool[R]) Unmount(ctx context.Context, instanceID string) error {
 		return err
 	}
 	for _, point := range points {
-		if err := mount.Unmount(ctx, point); err != nil {
+		if err := unmount(ctx, point); err != nil {
 			return err
 		}
 	}
@@ -79,7 +83,7 @@ func (p *Pool[R]) Delete(ctx context.Context, instanceID string) error {
 			log.WithError(err).Debug("disk is unmounted with its data") // slower, no more
 		}
 	}
-	err := p.Unmount(ctx, instanceID)
+	err := p.unmount(ctx, instanceID, mount.Leave)
 	if errors.Is(err, storage.ErrBusy) && ctx.Err() == nil {
 		log.WithError(err).Warning("disk is still in use, detaching it")
 		err = release(p.Path(instanceID))

@@ -82,10 +82,10 @@ func Leftovers(t testing.TB, dir string) Left {
 		t.Log("another program has copied these mounts into a namespace of its own; loop devices are not counted")
 		return left
 	}
-	// The kernel releases a loop device a moment after its last user has gone.
+	// The kernel releases a loop device a moment after its last user has gone, later if it has many files to forget.
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
-	for range 50 {
+	for range 500 {
 		left.Loops = ""
 		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		require.NoError(t, err)

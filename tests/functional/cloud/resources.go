@@ -60,13 +60,16 @@ func (c *Client) DeleteImage(ctx context.Context, id string) error {
 	return c.Do(ctx, http.MethodDelete, Image, "/v2/images/"+id, nil, nil)
 }
 
-// NewFlavor says what flavor to create; ram in MiB, disk in GiB.
+// NewFlavor says what flavor to create; ram and swap in MiB, disks in GiB.
 type NewFlavor struct {
 	ID    string `json:"id,omitempty"`
 	Name  string `json:"name"`
 	RAM   int    `json:"ram"`
 	VCPUs int    `json:"vcpus"`
 	Disk  int    `json:"disk"`
+
+	Ephemeral int `json:"OS-FLV-EXT-DATA:ephemeral,omitempty"`
+	Swap      int `json:"swap,omitempty"`
 }
 
 // CreateFlavor creates a public flavor and sets its extra specs.

@@ -55,6 +55,7 @@ type NewServer struct {
 	UserData         string `json:"user_data,omitempty"`
 	MinCount         int    `json:"min_count,omitempty"`
 	MaxCount         int    `json:"max_count,omitempty"`
+	BlockDevices     any    `json:"block_device_mapping_v2,omitempty"`
 }
 
 // OnNetwork is the Networks value for one port on the network.
