@@ -2,7 +2,7 @@
 // a record per instance, made and taken away by one rename each.
 //
 //	<dir>/<instance>/root.json   what Create was asked for; the name is the back end's
-//	<dir>/.new/<instance>        being made; wiped when the pool is opened
+//	<dir>/.new/<instance>-<x>    being made; wiped when the pool is opened
 //	<dir>/.trash/                to be removed in the background
 //
 // Directories have mode 0711: the guest's root, an ordinary user of the host, must
@@ -10,6 +10,7 @@
 package pool
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -148,7 +149,8 @@ func (p *Pool[R]) Add(instanceID string, r R, fill func(dir string) error) error
 	case !errors.Is(err, storage.ErrNotFound):
 		return err
 	}
-	dir := p.path(newDir, instanceID)
+	// Never the same path twice: what a killed process had started may still run, and would write there.
+	dir := p.path(newDir, instanceID+"-"+rand.Text())
 	if err := os.Mkdir(dir, 0o711); err != nil { //nolint:gosec // see the package comment
 		return noSpace(err)
 	}
