@@ -69,6 +69,8 @@ type Spec struct {
 	IDs      storage.IDRange   //
 	Env      map[string]string // environment of the guest's init
 	Binds    []Bind            // directories of the host inside the guest; they must exist at every start
+	// ConfigDrive is a directory of the host that the guest finds read-only at /config-drive; "": none. It is there before every Start.
+	ConfigDrive string `json:",omitempty"`
 	// ShutdownTimeout bounds a clean stop that the guest asks for itself (reboot inside).
 	ShutdownTimeout time.Duration
 }

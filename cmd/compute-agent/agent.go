@@ -18,6 +18,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver/lxc"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/metrics"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -52,6 +53,7 @@ type host struct {
 	roots   storage.Backend
 	disks   *ephemeral.Store
 	images  *imagesync.Store
+	drives  *configdrive.Store
 	plugger vif.Plugger
 	closers []func()
 }
@@ -125,6 +127,9 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 		return h, err
 	}
 	if h.disks, err = ephemeral.Open(filepath.Join(c.LXC.InstancesDir, "ephemeral")); err != nil {
+		return h, err
+	}
+	if h.drives, err = configdrive.Open(filepath.Join(c.LXC.StateDir, "configdrive")); err != nil {
 		return h, err
 	}
 	if h.images, err = imagesync.Open(imageOptions(c)); err != nil {
@@ -285,7 +290,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	}
 	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
 		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance,
-		Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
+		Drives: h.drives, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
 		Notify: notify.New(notifier, notifyOptions(c, r, api)),
 	})
 	if err := manager.InitHost(ctx); err != nil {

@@ -135,6 +135,10 @@ func (p *plan) deviceAndMountItems() []item {
 			"proc dev/.lxc/proc proc create=dir,optional",
 			"sys dev/.lxc/sys sysfs create=dir,optional")
 	}
+	if p.Spec.ConfigDrive != "" {
+		// Where cloud-init looks for one that is no disk (DataSourceConfigDrive.py:_get_data).
+		entries = append(entries, p.Spec.ConfigDrive+" config-drive none bind,ro,nosuid,nodev,noexec,create=dir")
+	}
 	if p.lxcfs != "" {
 		for _, f := range []string{"cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime"} {
 			entries = append(entries, fmt.Sprintf("%s/proc/%s proc/%s none bind,optional", p.lxcfs, f, f))

@@ -41,7 +41,7 @@ var allowed = []struct {
 	{"driver/...", []string{"driver/...", "flavor", "vif", "internal/storage/...", "internal/state", leaves}},
 	{"vif/...", []string{"vif/...", leaves}},
 	{"imagesync/...", []string{"imagesync/...", leaves}},
-	{"internal/configdrive", []string{leaves}},
+	{"internal/configdrive", []string{"internal/storage", "internal/storage/mount", leaves}},
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/volume/...", []string{"internal/volume/...", "internal/openstack/...", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},

@@ -178,6 +178,9 @@ func (m *Manager) spawnInstance(ctx context.Context, r *buildRequest, s *spawn) 
 	if err := s.tellDevices(ctx); err != nil {
 		return err
 	}
+	if err := s.writeConfigDrive(ctx); err != nil {
+		return err
+	}
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -195,9 +198,6 @@ func (m *Manager) checkBuild(r *buildRequest) error {
 	}
 	if r.Instance.TrustedCerts != nil && len(r.Instance.TrustedCerts.IDs) > 0 {
 		return exception.BuildAbort(uuid, "image signature verification (trusted certificates) is not supported by the lxc driver")
-	}
-	if r.Instance.ConfigDrive != "" {
-		return exception.BuildAbort(uuid, "a config drive is not supported by the lxc driver; use the metadata service")
 	}
 	for _, b := range r.BDMs {
 		if b.DestinationType == "volume" {
@@ -257,6 +257,9 @@ func (m *Manager) finishBuild(ctx context.Context, r *buildRequest, s *spawn) er
 		"power_state": int(info.PowerState), "vm_state": object.VMStateActive, "task_state": nil, "launched_at": object.Now(),
 	}
 	m.accessIPs(s.info, changes)
+	if inst.ConfigDrive == "" && m.wantsConfigDrive(inst, r.Image.Property(imageConfigDrive)) {
+		changes["config_drive"] = "True" // the row says what the guest has (nova/virt/configdrive.py:update_instance)
+	}
 	if err := m.Conductor.SaveInstance(ctx, inst, changes, conductor.ExpectTask(object.TaskStateSpawning)); err != nil {
 		return err
 	}

@@ -105,11 +105,16 @@ func (m *Manager) devices(ctx context.Context, inst *object.Instance) ([]*object
 	if err := m.Conductor.LoadInstance(ctx, inst, "device_metadata"); err != nil {
 		return nil, err
 	}
-	if inst.DeviceMetadata == nil {
+	return devicesOf(inst.DeviceMetadata)
+}
+
+// devicesOf are the devices of an InstanceDeviceMetadata, which may be nil.
+func devicesOf(all *object.Generic) ([]*object.Generic, error) {
+	if all == nil {
 		return nil, nil
 	}
 	var devices []*object.Generic
-	if raw, ok := inst.DeviceMetadata.Data["devices"]; ok {
+	if raw, ok := all.Data["devices"]; ok {
 		if err := json.Unmarshal(raw, &devices); err != nil {
 			return nil, fmt.Errorf("decode device metadata: %w", err)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver/fake"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/nova/capture"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -121,6 +122,8 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 	require.NoError(t, err)
 	images, err := imagesync.Open(imagesync.Options{Dir: filepath.Join(t.TempDir(), "images"), ReserveBytes: 1, Retries: 1})
 	require.NoError(t, err)
+	drives, err := configdrive.Open(filepath.Join(t.TempDir(), "configdrive"))
+	require.NoError(t, err)
 	api := conductor.New(w.nova, r)
 	placementClient := placement.New(cloud.Service("placement", "placement", ""))
 	w.nova.AddService(novatest.Fields{"id": novatest.Raw(7), "host": novatest.Raw(testHost), "binary": novatest.Raw(binary), "disabled": novatest.Raw(false)})
@@ -143,7 +146,7 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 		Glance: glance.New(glance.Options{Service: cloud.Pool.Service(openstack.ServiceOptions{
 			Section: "glance", Types: []string{"image"}, Version: "v2", EndpointOverride: cloud.URL + "/image",
 		})}),
-		Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
+		Drives: drives, Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
 		Notify: notify.New(w.sender, notify.Options{Host: testHost, Format: notify.FormatUnversioned, Release: r}),
 	})
 	w.storePause = time.Millisecond

@@ -9,6 +9,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/keylock"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -64,6 +65,8 @@ type Options struct {
 	UsageAudit             UsageAudit
 	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
+	ConfigDrive ConfigDrive
+
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 
@@ -88,6 +91,7 @@ type Deps struct {
 	Ephemeral EphemeralStore
 	Images    *imagesync.Store
 	Plugger   vif.Plugger
+	Drives    *configdrive.Store
 	DB        *state.DB
 }
 

@@ -86,6 +86,9 @@ func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Durati
 		return err
 	}
 	m.replug(ctx, uuid)
+	if err := m.Drives.Unmount(ctx, uuid); err != nil {
+		return err
+	}
 	return m.unmountDisks(ctx, uuid)
 }
 
@@ -151,6 +154,9 @@ func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 		return err
 	}
 	if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
+		return err
+	}
+	if err := m.Drives.Mount(rec.UUID); err != nil {
 		return err
 	}
 	return m.Driver.Start(ctx, rec.UUID, nics)

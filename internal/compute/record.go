@@ -161,6 +161,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	step("release console", m.forgetConsole(uuid))
 	step("delete root disks", m.deleteRoots(ctx, uuid))
 	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
+	step("remove config drive", m.Drives.Remove(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
 	if len(errs) == 0 {
 		// Ids may be given to others only when no file of theirs is left.

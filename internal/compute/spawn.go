@@ -39,6 +39,8 @@ type spawn struct {
 
 	alloc *neutron.Allocation // nil: no network asked for
 	info  object.NetworkInfo
+
+	devices []*object.Generic // with tags
 }
 
 func newSpawn(m *Manager, r *buildRequest) *spawn {
@@ -265,7 +267,8 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Arch(),
 		Limits: limits, IDs: ids, Binds: binds, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
 		// ds-identify of cloud-init recognises the platform by this word.
-		Env: map[string]string{"product_name": "OpenStack Nova"},
+		Env:         map[string]string{"product_name": "OpenStack Nova"},
+		ConfigDrive: s.m.drivePath(s.inst, s.r.Image.Property(imageConfigDrive)),
 	}
 	return s.m.Driver.Create(ctx, spec, rootfs)
 }
@@ -283,7 +286,27 @@ func (s *spawn) tellDevices(ctx context.Context) error {
 	if err != nil || devices == nil {
 		return err
 	}
+	if s.devices, err = devicesOf(devices); err != nil {
+		return err
+	}
 	return s.m.Conductor.SaveInstance(ctx, s.inst, map[string]any{"device_metadata": devices})
+}
+
+// writeConfigDrive makes the server's config drive, if it has one.
+func (s *spawn) writeConfigDrive(ctx context.Context) error {
+	if !s.m.wantsConfigDrive(s.inst, s.r.Image.Property(imageConfigDrive)) {
+		return nil
+	}
+	content := driveContent{
+		Files: s.r.InjectedFiles, SecurityGroups: s.r.SecurityGroups, BDMs: s.r.BDMs, Info: s.info, Devices: s.devices,
+	}
+	if s.r.AdminPassword != nil {
+		content.Password = *s.r.AdminPassword
+	}
+	if err := s.m.writeConfigDrive(ctx, s.inst, s.rec.Root.IDs.Base, content); err != nil {
+		return fmt.Errorf("make config drive: %w", err)
+	}
+	return nil
 }
 
 // start runs the guest with its ports in request order, once the files are made that
