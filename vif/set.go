@@ -13,12 +13,19 @@ import (
 // run side by side.
 type Set struct {
 	pluggers map[Kind]Plugger
+	shaper   Shaper        // nil: limits are not applied
 	locks    keylock.Locks // by port id
 }
 
 // NewSet returns a Set over pluggers; a kind without one is unsupported on this host.
 func NewSet(pluggers map[Kind]Plugger) *Set {
 	return &Set{pluggers: pluggers}
+}
+
+// ShapeWith makes Plug and Unplug set and remove limits by shaper.
+func (s *Set) ShapeWith(shaper Shaper) *Set {
+	s.shaper = shaper
+	return s
 }
 
 // Plug implements Plugger. The error wraps ErrNotBound or ErrUnsupported where
@@ -41,6 +48,9 @@ func (s *Set) Plug(ctx context.Context, v VIF) (Link, error) {
 	}
 	defer unlock()
 	l, err := p.Plug(ctx, v)
+	if err == nil && s.shaper != nil {
+		err = s.shaper.Shape(ctx, v)
+	}
 	if err != nil {
 		return Link{}, fmt.Errorf("plug port %s: %w", v.PortID, err)
 	}
@@ -64,7 +74,11 @@ func (s *Set) Unplug(ctx context.Context, v VIF) error {
 		return fmt.Errorf("unplug port %s: %w", v.PortID, err)
 	}
 	defer unlock()
-	if err := p.Unplug(ctx, v); err != nil {
+	err = p.Unplug(ctx, v)
+	if s.shaper != nil {
+		err = errors.Join(err, s.shaper.Unshape(ctx, v))
+	}
+	if err != nil {
 		return fmt.Errorf("unplug port %s: %w", v.PortID, err)
 	}
 	return nil

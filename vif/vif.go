@@ -31,6 +31,10 @@ type VIF struct {
 	MTU         int            // 0: 1500
 	InterfaceID string         // ovs_interfaceid; empty: PortID
 	Details     map[string]any // binding:vif_details
+	// Bandwidth is the flavor's limits; a Neutron QoS policy on the port takes their place.
+	Bandwidth Bandwidth
+	// QoSPolicy: Neutron limits the port by itself.
+	QoSPolicy bool `json:",omitempty"`
 	// CreateBridge: network.meta.should_create_bridge of a Linux bridge network.
 	CreateBridge bool
 }

@@ -148,7 +148,7 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 	h.closers = append(h.closers, switches.Close)
 	h.plugger = vif.NewSet(map[vif.Kind]vif.Plugger{
 		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
-	})
+	}).ShapeWith(link.NewShaper(netlink))
 	return h, nil
 }
 

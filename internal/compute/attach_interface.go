@@ -110,8 +110,8 @@ func attachError(inst *object.Instance, err error) error {
 func (a *attachment) connect(ctx context.Context) (*object.VIF, error) {
 	own := !a.port.Created
 	a.rec.PortChange = &portChange{Attach: true, PortID: a.port.ID, Own: own}
-	v := a.m.vifOfPort(a.inst.UUID, a.port)
-	a.rec.setVIFs(append(a.rec.VIFs, v))
+	a.rec.setVIFs(append(a.rec.VIFs, a.m.vifOfPort(a.inst.UUID, a.port)))
+	v := a.rec.VIFs[len(a.rec.VIFs)-1]
 	if err := a.m.saveRecord(a.rec); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
@@ -56,6 +57,21 @@ func (m *Manager) vifOfPort(instanceUUID string, p *neutron.AllocatedPort) vif.V
 		PortID: p.ID, InstanceID: instanceUUID, MAC: p.MACAddress, Type: p.VIFType, VNICType: p.VNICType,
 		Devname: vif.HostName(p.ID), Bridge: bridge, NetworkID: p.NetworkID, MTU: p.MTU,
 		Details: p.VIFDetails, CreateBridge: p.VIFType == "bridge",
+		QoSPolicy: p.QoSPolicyID != "" || p.QoSNetworkPolicyID != "",
+	}
+}
+
+// bandwidth translates the flavor's quota:vif_*; the build refuses what cannot be read.
+func (m *Manager) bandwidth(inst *object.Instance) vif.Bandwidth {
+	f := inst.Flavor
+	limits, _, err := flavor.FromSpecs(flavor.Flavor{VCPUs: f.VCPUs, MemoryMB: f.MemoryMB, ExtraSpecs: f.ExtraSpecs}, m.opts.FlavorPolicy)
+	if err != nil {
+		return vif.Bandwidth{}
+	}
+	n := limits.Network
+	return vif.Bandwidth{
+		In:  vif.Rate{Average: n.InboundAverage, Peak: n.InboundPeak, Burst: n.InboundBurst},
+		Out: vif.Rate{Average: n.OutboundAverage, Peak: n.OutboundPeak, Burst: n.OutboundBurst},
 	}
 }
 

@@ -131,6 +131,9 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 	if !ok {
 		return exception.InstanceNotFound(inst.UUID)
 	}
+	if inst.Flavor != nil {
+		rec.Bandwidth = m.bandwidth(inst) // another one since a resize
+	}
 	rec.setVIFs(vifsOfInfo(inst.UUID, info))
 	rec.Hot = false
 	if err := m.saveRecord(rec); err != nil {

@@ -33,6 +33,8 @@ type record struct {
 	Ephemeral []ephemeral.Disk `json:"ephemeral,omitempty"`
 	// Templates is what the image's templates need at every start; nil: it has none.
 	Templates *template.Vars `json:"templates,omitempty"`
+	// Bandwidth is the flavor's limit of each port.
+	Bandwidth vif.Bandwidth `json:"bandwidth"`
 	// Names are the guest's names of the ports, by port id: a port keeps its name for life.
 	Names map[string]string `json:"names,omitempty"`
 	// Hot: the guest's interfaces changed since it was started.
@@ -51,7 +53,12 @@ func (m *Manager) record(uuid string) (record, bool, error) {
 // get the first free ones, in the order of the list.
 func (r *record) setVIFs(vifs []vif.VIF) {
 	names := make(map[string]string, len(vifs))
-	for _, v := range vifs {
+	for i := range vifs {
+		v := &vifs[i]
+		if at := slices.IndexFunc(r.VIFs, func(old vif.VIF) bool { return old.PortID == v.PortID }); at >= 0 {
+			v.QoSPolicy = r.VIFs[at].QoSPolicy // the info cache does not tell
+		}
+		r.shape(v)
 		if name := r.Names[v.PortID]; name != "" {
 			names[v.PortID] = name
 		}
@@ -59,6 +66,13 @@ func (r *record) setVIFs(vifs []vif.VIF) {
 	r.VIFs, r.Names = vifs, names
 	for _, v := range vifs {
 		r.nicName(v.PortID)
+	}
+}
+
+// shape gives a port the flavor's limits, unless Neutron limits it.
+func (r *record) shape(v *vif.VIF) {
+	if v.Bandwidth = r.Bandwidth; v.QoSPolicy {
+		v.Bandwidth = vif.Bandwidth{}
 	}
 }
 

@@ -46,7 +46,7 @@ type spawn struct {
 func newSpawn(m *Manager, r *buildRequest) *spawn {
 	return &spawn{
 		m: m, r: r, inst: r.Instance, links: map[string]vif.Link{},
-		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC()},
+		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC(), Bandwidth: m.bandwidth(r.Instance)},
 	}
 }
 
@@ -99,6 +99,7 @@ func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
 	if !p.Active() && s.m.opts.VIFPluggingTimeout > 0 {
 		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, p.ID))
 	}
+	s.rec.shape(&v)
 	s.rec.VIFs = append(s.rec.VIFs, v)
 	if s.rec.Names == nil {
 		s.rec.Names = map[string]string{}

@@ -29,6 +29,10 @@ type Port struct {
 	VNICType   string         `json:"binding:vnic_type"`
 	Profile    map[string]any `json:"binding:profile"`
 
+	// QoSPolicyID and QoSNetworkPolicyID are the policies of the port itself and of its network.
+	QoSPolicyID        string `json:"qos_policy_id"`
+	QoSNetworkPolicyID string `json:"qos_network_policy_id"`
+
 	// ResourceRequest is non-empty for a port with a minimum bandwidth or
 	// packet rate; only an administrator is shown it.
 	ResourceRequest json.RawMessage `json:"resource_request"`
