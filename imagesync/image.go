@@ -39,7 +39,7 @@ func (e *InUseError) Error() string {
 }
 
 // Is makes it an ErrInUse.
-func (e *InUseError) Is(target error) bool { return target == ErrInUse } //nolint:errorlint // the sentinel itself is meant
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
 
 // UnacceptableError tells that an image can never run here: its content or its
 // declared format is not one that the store takes. Nova's ImageUnacceptable.

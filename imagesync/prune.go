@@ -121,7 +121,7 @@ func (s *Store) plan(p Policy) (plan []Pruned, orphans []string) {
 		}
 	}
 	for _, a := range unused {
-		reason := ""
+		var reason string
 		switch {
 		case p.Unused >= 0 && now.Sub(a.lastUsed) >= p.Unused:
 			reason = "not used for " + now.Sub(a.lastUsed).Round(time.Second).String()

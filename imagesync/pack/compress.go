@@ -172,7 +172,7 @@ func (x *xzStream) close(failed bool) error {
 	if failed {
 		x.cancel()
 	}
-	cerr := x.WriteCloser.Close()
+	cerr := x.Close()
 	err := x.cmd.Wait()
 	if x.out.err != nil {
 		return x.out.err

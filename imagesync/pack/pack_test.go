@@ -218,8 +218,9 @@ func decompressed(t testing.TB, c Compression, data []byte) io.Reader {
 		out, err := cmd.Output()
 		require.NoError(t, err)
 		return bytes.NewReader(out)
+	default:
+		return bytes.NewReader(data)
 	}
-	return bytes.NewReader(data)
 }
 
 // cycle packs and unpacks.
