@@ -42,6 +42,7 @@ var allowed = []struct {
 	{"vif/...", []string{"vif/...", leaves}},
 	{"imagesync/...", []string{"imagesync/...", leaves}},
 	{"internal/configdrive", []string{"internal/storage", "internal/storage/mount", leaves}},
+	{"internal/control", []string{"imagesync/...", leaves}},
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/volume/...", []string{"internal/volume/...", "internal/openstack/...", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
@@ -66,6 +67,7 @@ var fences = map[string][]string{
 	"github.com/gophercloud/gophercloud": {"internal/openstack/..."},
 	"github.com/sirupsen/logrus":         {"internal/reqctx", "cmd/compute-agent"},
 	"go.etcd.io/bbolt":                   {"internal/state"},
+	"github.com/vbauerster/mpb":          {"cmd/compute-agent"},
 	"github.com/flosch/pongo2":           {"imagesync/template"},
 }
 
