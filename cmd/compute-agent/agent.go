@@ -87,6 +87,11 @@ func runAgent(ctx context.Context, sources config.Sources) error {
 		return err
 	}
 	defer h.close()
+	stopControl, err := startControl(ctx, c, h)
+	if err != nil {
+		return err
+	}
+	defer stopControl()
 	log.WithFields(logrus.Fields{"version": version, "host": c.Default.Host}).Info("compute-agent starts")
 	err = serve(ctx, c, sources, h)
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -132,7 +137,7 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 	if h.drives, err = configdrive.Open(filepath.Join(c.LXC.StateDir, "configdrive")); err != nil {
 		return h, err
 	}
-	if h.images, err = imagesync.Open(imageOptions(c)); err != nil {
+	if h.images, err = openStore(ctx, c); err != nil {
 		return h, err
 	}
 	h.closers = append(h.closers, func() { _ = h.images.Close() })

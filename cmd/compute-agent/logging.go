@@ -11,6 +11,9 @@ import (
 	"github.com/compute-agent/compute-agent/config"
 )
 
+// quietLog keeps the log of the packages off a command's terminal: the command says what happens.
+func quietLog() { logrus.StandardLogger().SetLevel(logrus.ErrorLevel) }
+
 // setUpLogging applies the oslo.log options that the agent has. The returned function
 // closes the log file.
 func setUpLogging(c *config.Config) (closeLog func(), err error) {

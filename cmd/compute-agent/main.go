@@ -78,7 +78,7 @@ until SIGTERM; the containers outlive it.`,
 		},
 	}
 	addConfigFlags(cmd, &sources)
-	cmd.AddCommand(newConfigCommand(), newExecCommand(), newVersionCommand())
+	cmd.AddCommand(newConfigCommand(), newExecCommand(), newImageCommand(), newVersionCommand())
 	return cmd
 }
 
