@@ -176,6 +176,11 @@ func (a *Agent) Exec(ctx context.Context, instance string, command ...string) (s
 	return stdout.String(), nil
 }
 
+// Command is a sub-command of the agent's program with this agent's configuration.
+func (a *Agent) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, a.Binary, append(args, "--config-file", a.configFile())...)
+}
+
 // ResidentKB is the memory that the agent holds, in KiB.
 func (a *Agent) ResidentKB() (int, error) { return ResidentKB(a.PID()) }
 
