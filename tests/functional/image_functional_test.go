@@ -12,6 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	neturl "net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +59,21 @@ func distinct(t *testing.T) []byte {
 	require.NoError(t, w.Close())
 	require.NoError(t, z.Close())
 	return out.Bytes()
+}
+
+// withAgentOptions restarts the agent with more options until the test ends.
+func withAgentOptions(t *testing.T, options string) {
+	t.Helper()
+	before := shared.AgentOptions
+	restart := func(options string) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also when the test has ended
+		defer cancel()
+		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))
+		shared.AgentOptions = options
+		require.NoError(t, shared.StartAgent(ctx))
+	}
+	t.Cleanup(func() { restart(before) })
+	restart(before + options)
 }
 
 // upload gives Glance an image until the test ends.
@@ -210,6 +229,89 @@ func TestAggregateCacheImage(t *testing.T) {
 	require.Contains(t, inside(t, server.ID, "cat", "/etc/mark"), t.Name())
 }
 
+// slowGlance stands before Glance and takes the time for each download of an image's data.
+func slowGlance(t *testing.T, lasting time.Duration) (url string) {
+	t.Helper()
+	target, err := neturl.Parse("http://127.0.0.1:9292")
+	require.NoError(t, err)
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		ModifyResponse: func(r *http.Response) error {
+			if strings.HasSuffix(r.Request.URL.Path, "/file") {
+				data, err := io.ReadAll(r.Body)
+				if err != nil {
+					return err
+				}
+				const parts = 100
+				r.Body = io.NopCloser(&slowReader{data: data, part: len(data)/parts + 1, pause: lasting / parts})
+			}
+			return nil
+		},
+		FlushInterval: -1,
+	}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+type slowReader struct {
+	data  []byte
+	part  int
+	pause time.Duration
+}
+
+func (s *slowReader) Read(b []byte) (int, error) {
+	if len(s.data) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(s.pause)
+	n := copy(b, s.data[:min(s.part, len(s.data))])
+	s.data = s.data[n:]
+	return n, nil
+}
+
+// TestCacheImageSlowly takes longer than rpc_response_timeout: the agent's signs of life keep the conductor waiting, and the
+// progress can be seen. A boot that comes meanwhile shares the download.
+func TestCacheImageSlowly(t *testing.T) {
+	const lasting = 75 * time.Second
+	data := distinct(t)
+	id := upload(t, data)
+	withAgentOptions(t, "\n[glance]\napi_servers = "+slowGlance(t, lasting)+"\n")
+	name := shared.Host + "-slowly"
+	ctx := within(t, 4*time.Minute)
+	openstack := func(args ...string) {
+		require.NoError(t, shared.Plane.OpenStack(ctx, io.Discard, append([]string{"--os-compute-api-version", "2.81"}, args...)...))
+	}
+	openstack("aggregate", "create", name)
+	t.Cleanup(func() {
+		clean, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		require.NoError(t, shared.Plane.OpenStack(clean, io.Discard, "aggregate", "remove", "host", name, shared.Host))
+		require.NoError(t, shared.Plane.OpenStack(clean, io.Discard, "aggregate", "delete", name))
+	})
+	openstack("aggregate", "add", "host", name, shared.Host)
+	began := logEnd(t)
+	openstack("aggregate", "cache", "image", name, id)
+	started := time.Now()
+	eventually(t, 30*time.Second, "progress in the list", func(context.Context) (bool, error) {
+		out, err := imageCommand(t, "list")
+		return strings.Contains(out, id+": importing") && strings.Contains(out, fmt.Sprintf(" of %.1f MiB (", float64(len(data))/(1<<20))), err
+	})
+	server := create(t, cloud.NewServer{Image: id})
+	statusIn(t, 2*time.Minute, server, "ACTIVE")
+	require.Greater(t, time.Since(started), lasting-10*time.Second)
+	require.Equal(t, []string{id}, imagesImported(t, began), "one download for both")
+	eventually(t, 20*time.Second, "the conductor to have its answer", func(context.Context) (bool, error) {
+		text, err := os.ReadFile(shared.Plane.LogFile("nova-conductor"))
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, id) && strings.Contains(line, "1 cached, 0 existing, 0 errors, 0 unsupported") {
+				return true, nil
+			}
+		}
+		return false, err
+	})
+}
+
 // sortedLike brings the end, which the API and the conductor send in either order after the cast, to the end.
 func sortedLike(steps []string) []string {
 	rank := func(s string) int {
@@ -312,19 +414,8 @@ func TestImageCacheManager(t *testing.T) {
 	_, err = imageCommand(t, "import", "--keep", "--glance", kept)
 	require.NoError(t, err)
 
-	restart := func(options string) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also when the test has ended
-		defer cancel()
-		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))
-		shared.AgentOptions = options
-		require.NoError(t, shared.StartAgent(ctx))
-	}
-	before := shared.AgentOptions
-	t.Cleanup(func() {
-		restart(before)
-		require.NoError(t, shared.Agent.Command(context.Background(), "image", "rm", kept).Run())
-	})
-	restart(before + "\n[image_cache]\nmanager_interval = 1\nremove_unused_original_minimum_age_seconds = 1\n")
+	t.Cleanup(func() { require.NoError(t, shared.Agent.Command(context.Background(), "image", "rm", kept).Run()) })
+	withAgentOptions(t, "\n[image_cache]\nmanager_interval = 1\nremove_unused_original_minimum_age_seconds = 1\n")
 	eventually(t, 30*time.Second, "the unused image to go", func(context.Context) (bool, error) {
 		_, there := stored(t)[unused]
 		return !there, nil
