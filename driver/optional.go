@@ -40,10 +40,9 @@ type Usage struct {
 
 // ConsoleOpener is a Driver whose guests have a console that can be typed at.
 type ConsoleOpener interface {
-	// OpenConsole connects with the console of a running guest: Read gives what the guest writes, Write is typed. The
-	// console log goes on meanwhile. What is read must be read at once: a guest's output waits for it. Read ends
-	// when the guest stops or reboots. Only one may be connected at a time; ErrExists: somebody is. ErrNotRunning.
-	// Close lets the next one in.
+	// OpenConsole connects with the console of a running guest: Read gives what the guest writes from now on, Write is
+	// typed. Several may be connected, and none delays the guest: a reader that is very slow misses some. The console log
+	// goes on. A connection lasts over reboots inside; Read ends when the guest has stopped. ErrNotRunning.
 	OpenConsole(ctx context.Context, uuid string) (io.ReadWriteCloser, error)
 }
 

@@ -136,39 +136,46 @@ func testConsole(t *testing.T, h Harness) {
 	require.ErrorIs(t, err, driver.ErrNotRunning)
 	h.start(t, d, uuid)
 
-	for _, text := range []string{"first typist", "second typist"} {
-		console, err := c.OpenConsole(ctx, uuid)
-		require.NoError(t, err)
-		_, err = c.OpenConsole(ctx, uuid)
-		require.ErrorIs(t, err, driver.ErrExists)
-		seen := collect(console)
-		_, err = console.Write([]byte(text + "\n"))
-		require.NoError(t, err)
-		require.Eventually(t, func() bool { return seen.shows(text) }, eventWithin, 10*time.Millisecond, "the terminal echoes")
-		require.NoError(t, console.Close())
-		require.Error(t, console.Close(), "closed already")
-		require.Eventually(t, seen.ended, eventWithin, 10*time.Millisecond)
-		require.Eventually(t, func() bool {
-			log, err := d.ConsoleLog(ctx, uuid, logLimit)
-			return err == nil && strings.Contains(string(log), text)
-		}, eventWithin, 10*time.Millisecond, "the log goes on")
-	}
+	first, err := c.OpenConsole(ctx, uuid)
+	require.NoError(t, err)
+	seen := collect(first)
+	types(t, first, seen, "first typist")
+	second, err := c.OpenConsole(ctx, uuid)
+	require.NoError(t, err)
+	seenToo := collect(second)
+	types(t, second, seenToo, "second typist")
+	require.False(t, seenToo.shows("first typist"), "it begins where it is")
+	require.Eventually(t, func() bool { return seen.shows("second typist") }, eventWithin, 10*time.Millisecond)
+	require.NoError(t, second.Close())
+	require.Error(t, second.Close(), "closed already")
+	require.Eventually(t, seenToo.ended, eventWithin, 10*time.Millisecond)
+	_, err = second.Write([]byte("x"))
+	require.Error(t, err)
+	log, err := d.ConsoleLog(ctx, uuid, logLimit)
+	require.NoError(t, err)
+	require.Contains(t, string(log), "second typist", "the log goes on")
 
-	console := h.openConsole(t, c, uuid)
-	seen := collect(console)
+	if h.Reboot != nil {
+		before := h.state(t, d, uuid, driver.PowerStateRunning).InitPID
+		h.Reboot(t, d, uuid)
+		require.Eventually(t, func() bool {
+			info, err := d.Info(ctx, uuid)
+			return err == nil && info.PowerState == driver.PowerStateRunning && info.InitPID != before
+		}, bootWithin, 20*time.Millisecond, "a guest reboots although somebody is connected")
+		require.Eventually(t, func() bool { return seen.shows(BootLine) }, bootWithin, 10*time.Millisecond)
+		types(t, first, seen, "after the reboot")
+	}
 	require.NoError(t, d.Stop(ctx, uuid, 0, 0))
 	require.Eventually(t, seen.ended, eventWithin, 10*time.Millisecond, "it ends with the guest")
-	_ = console.Close()
+	_, err = first.Write([]byte("x"))
+	require.Error(t, err)
+	require.NoError(t, first.Close())
 }
 
-// openConsole opens a console that somebody has closed a moment ago.
-func (h Harness) openConsole(t *testing.T, c driver.ConsoleOpener, uuid string) io.ReadWriteCloser {
+// types writes a line and waits for the terminal's echo.
+func types(t *testing.T, console io.Writer, seen *output, text string) {
 	t.Helper()
-	var console io.ReadWriteCloser
-	require.Eventually(t, func() bool {
-		var err error
-		console, err = c.OpenConsole(t.Context(), uuid)
-		return err == nil
-	}, eventWithin, 10*time.Millisecond)
-	return console
+	_, err := io.WriteString(console, text+"\n")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return seen.shows(text) }, eventWithin, 10*time.Millisecond, "the terminal echoes")
 }

@@ -35,8 +35,6 @@ type Instance struct {
 	// Usage is what Usage tells, Root what OpenRoot opens.
 	Usage driver.Usage
 	Root  string
-
-	console *console // while somebody is connected
 	// Rebooting: the guest, which is down, asked to be rebooted.
 	Rebooting bool
 }
@@ -52,6 +50,7 @@ type Driver struct {
 	instances map[string]*Instance
 	failures  map[string][]error // "Method" or "Method uuid" -> errors to return, one per call
 	subs      map[chan driver.Event]bool
+	consoles  map[*console]bool // open ones
 	nextPID   int
 	calls     []string
 }
@@ -67,6 +66,7 @@ func New() *Driver {
 		instances: make(map[string]*Instance),
 		failures:  make(map[string][]error),
 		subs:      make(map[chan driver.Event]bool),
+		consoles:  make(map[*console]bool),
 		nextPID:   firstPID,
 	}
 }
@@ -114,6 +114,7 @@ func (d *Driver) WriteConsole(uuid, text string) {
 	defer d.mu.Unlock()
 	if i := d.instances[uuid]; i != nil {
 		i.Console = append(i.Console, text...)
+		d.wakeConsoles()
 	}
 }
 
@@ -385,9 +386,7 @@ func (d *Driver) set(i *Instance, state driver.PowerState) {
 		}
 	case driver.PowerStateNoState, driver.PowerStateShutdown, driver.PowerStateCrashed:
 		i.InitPID = 0
-		if i.console != nil {
-			i.console.end()
-		}
+		d.wakeConsoles()
 	}
 	e := driver.Event{UUID: i.Spec.UUID, PowerState: state, At: time.Now()}
 	for c := range d.subs {

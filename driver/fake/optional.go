@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/compute-agent/compute-agent/driver"
 )
@@ -74,78 +75,72 @@ func (d *Driver) OpenConsole(ctx context.Context, uuid string) (io.ReadWriteClos
 	if err != nil {
 		return nil, err
 	}
-	if i.console != nil {
-		return nil, fmt.Errorf("open console of instance %s: %w", uuid, driver.ErrExists)
-	}
-	r, w := io.Pipe()
-	i.console = &console{d: d, i: i, r: r, w: w, typed: make(chan []byte, typedBuffer), closed: make(chan struct{})}
-	go i.console.echo()
-	return i.console, nil
+	c := &console{d: d, i: i, run: i.InitPID, at: len(i.Console)}
+	c.changed = sync.NewCond(&d.mu)
+	d.consoles[c] = true
+	return c, nil
 }
-
-// typedBuffer is how many writes wait for a slow reader before a typist does.
-const typedBuffer = 64
 
 // console is an open console of a guest.
 type console struct {
-	d      *Driver
-	i      *Instance
-	r      *io.PipeReader
-	w      *io.PipeWriter
-	typed  chan []byte
-	closed chan struct{}
-}
+	d       *Driver
+	i       *Instance
+	run     int        // the init that it belongs to
+	changed *sync.Cond // of d.mu
 
-func (c *console) echo() {
-	for {
-		select {
-		case b := <-c.typed:
-			if _, err := c.w.Write(b); err != nil {
-				return
-			}
-		case <-c.closed:
-			return
-		}
-	}
+	at     int // guarded by d.mu, as is closed
+	closed bool
 }
 
 // Read implements io.Reader.
-func (c *console) Read(p []byte) (int, error) { return c.r.Read(p) }
+func (c *console) Read(p []byte) (int, error) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	for {
+		switch {
+		case c.closed:
+			return 0, os.ErrClosed
+		case c.at < len(c.i.Console):
+			n := copy(p, c.i.Console[c.at:])
+			c.at += n
+			return n, nil
+		case c.i.InitPID != c.run:
+			return 0, io.EOF
+		}
+		c.changed.Wait()
+	}
+}
 
 // Write implements io.Writer.
 func (c *console) Write(p []byte) (int, error) {
-	b := append([]byte(nil), p...)
 	c.d.mu.Lock()
-	c.i.Console = append(c.i.Console, b...)
-	c.d.mu.Unlock()
-	select {
-	case c.typed <- b:
-		return len(p), nil
-	case <-c.closed:
+	defer c.d.mu.Unlock()
+	if c.closed || c.i.InitPID != c.run {
 		return 0, io.ErrClosedPipe
 	}
+	c.i.Console = append(c.i.Console, p...)
+	c.d.wakeConsoles()
+	return len(p), nil
 }
 
 // Close implements io.Closer.
 func (c *console) Close() error {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
-	if c.i.console != c {
+	if c.closed {
 		return os.ErrClosed
 	}
-	c.end()
+	c.closed = true
+	delete(c.d.consoles, c)
+	c.changed.Broadcast()
 	return nil
 }
 
-// end closes the console, as the end of its guest does. d.mu is held.
-func (c *console) end() {
-	if c.i.console != c {
-		return
+// wakeConsoles lets the readers of consoles look again. d.mu is held.
+func (d *Driver) wakeConsoles() {
+	for c := range d.consoles {
+		c.changed.Broadcast()
 	}
-	c.i.console = nil
-	close(c.closed)
-	_ = c.w.Close()
-	_ = c.r.Close()
 }
 
 // running finds an instance whose guest is not shut down. d.mu is held.

@@ -15,8 +15,6 @@ const (
 	commandStart = "forkstart"
 	commandExec  = "forkexec"
 	commandWrite = "forkwrite"
-	// commandConsole holds a console for the agent.
-	commandConsole = "forkconsole"
 )
 
 // Exit codes of the children. Those of forkexec from 0 to 255 are the command's
@@ -44,7 +42,6 @@ const childNoFile = 1024
 //
 //	forkstart LXCPATH NAME LOGFILE
 //	forkexec, with its request in the environment
-//	forkconsole LXCPATH NAME LOGFILE
 //	forkwrite CGROUP-FILE VALUE
 func ChildMain(args []string) (handled bool, exitCode int) {
 	if len(args) == 0 {
@@ -55,8 +52,6 @@ func ChildMain(args []string) (handled bool, exitCode int) {
 		return true, startChild(args[1:])
 	case commandExec:
 		return true, execChild()
-	case commandConsole:
-		return true, consoleChild(args[1:])
 	case commandWrite:
 		return true, writeChild(args[1:])
 	}

@@ -5,154 +5,330 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"io/fs"
 	"os"
-	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/driver"
 )
 
-// consoleTimeout bounds the opening of a console: a monitor that hangs does not answer.
-const consoleTimeout = 10 * time.Second
+// typedAtOnce is how many bytes are written to a terminal that says that it takes some: a write of
+// more than it has room for would wait for the guest.
+const typedAtOnce = 64
 
 var _ driver.ConsoleOpener = (*Driver)(nil)
 
-// OpenConsole implements driver.ConsoleOpener. The monitor makes a second terminal, copies between it
-// and the guest's console, and keeps it as long as the connection on which it was asked for is open
-// (liblxc terminal.c:lxc_terminal_allocate). A child holds that connection: it ends with the agent.
+// OpenConsole implements driver.ConsoleOpener. What the guest writes is read from the console log, which the
+// monitor writes at once; what is typed goes to the monitor's own end of the console, which the kernel
+// shares (pidfd_getfd(2)).
+//
+// liblxc's way (lxc_container.console_getfd) is not taken: with it the monitor waits for a reader that is slow,
+// and a guest that reboots itself is stopped instead, because lxc_terminal_mainloop_add_peer fails on the
+// state that the earlier console left (seen with liblxc 5.0.2).
 func (d *Driver) OpenConsole(ctx context.Context, uuid string) (io.ReadWriteCloser, error) {
 	rec, err := d.load(uuid)
 	if err != nil {
 		return nil, err
 	}
-	g, err := d.settled(ctx, rec.Spec.Name)
+	name := rec.Spec.Name
+	g, err := d.settled(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if g.init == 0 {
 		return nil, fmt.Errorf("open console of instance %s: %w", uuid, driver.ErrNotRunning)
 	}
-	c, err := d.forkConsole(ctx, rec)
+	monitor, err := openProcess(g.monitor, func() bool { return inGroup(g.monitor, monitor(name)) })
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("open console of instance %s: %w", uuid, driver.ErrNotRunning)
+	}
 	if err != nil {
+		return nil, err
+	}
+	c := &openConsole{d: d, name: name, monitor: monitor, terminal: -1, changes: -1, wake: -1}
+	if err := c.follow(); err != nil {
+		c.release()
 		return nil, fmt.Errorf("open console of instance %s: %w", uuid, err)
 	}
 	return c, nil
 }
 
-// openConsole is one end of a guest's console, held open by a child.
+// openConsole is a connection with a guest's console. It lasts as long as the guest's monitor, so over a
+// reboot inside.
 type openConsole struct {
-	*os.File
+	d       *Driver
+	name    string
+	monitor *process
+	changes int // inotify descriptor over the directory of the log
+	wake    int // eventfd; readable once the console is closed
 
-	life  *os.File // closing it ends the child
-	child *exec.Cmd
-	once  sync.Once
+	// Read's own.
+	log  *os.File // nil: there is none yet
+	over bool     // the monitor has ended; what it wrote is still read
+
+	// Write's own.
+	terminal int // the monitor's end of the console, -1 before the first write
+	init     int // whose console that is
+
+	mu     sync.Mutex // guards the fields below
+	closed bool
+	users  sync.WaitGroup // calls of Read and Write; added to under mu
 }
 
-// Read ends with io.EOF when the monitor has closed its end: a terminal says EIO then.
-func (c *openConsole) Read(p []byte) (int, error) {
-	n, err := c.File.Read(p)
-	if errors.Is(err, unix.EIO) {
-		err = io.EOF
+// follow starts at the end of the log.
+func (c *openConsole) follow() (err error) {
+	if c.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return err
 	}
-	return n, err
-}
-
-// Close gives the console back; when it returns, another may open it.
-func (c *openConsole) Close() error {
-	err := os.ErrClosed
-	c.once.Do(func() {
-		err = c.File.Close()
-		_ = c.life.Close()
-		_ = c.child.Wait() // it was told to leave, or the guest has gone
-	})
+	if c.changes, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		return err
+	}
+	file := c.d.consoleFile(c.name)
+	if _, err := unix.InotifyAddWatch(c.changes, filepath.Dir(file), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
+		return fmt.Errorf("watch console log: %w", err)
+	}
+	c.log, err = os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = c.log.Seek(0, io.SeekEnd)
 	return err
 }
 
-// forkConsole runs the child and takes the terminal that it passes.
-func (d *Driver) forkConsole(ctx context.Context, rec record) (_ *openConsole, err error) {
-	lifeR, lifeW, err := os.Pipe()
-	if err != nil {
-		return nil, err
+// Read implements io.Reader.
+func (c *openConsole) Read(p []byte) (int, error) {
+	if !c.enter() {
+		return 0, os.ErrClosed
 	}
-	defer lifeR.Close() //nolint:errcheck // a pipe holds nothing back
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		_ = lifeW.Close()
-		return nil, err
+	defer c.users.Done()
+	for {
+		n, err := c.readLog(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if c.over {
+			return 0, io.EOF
+		}
+		ready, err := poll(c.wake, unix.POLLIN, c.changes, unix.POLLIN, c.monitor.fd, unix.POLLIN)
+		switch {
+		case err != nil:
+			return 0, err
+		case ready[0]:
+			return 0, os.ErrClosed
+		case ready[1]:
+			var events [4096]byte
+			_, _ = unix.Read(c.changes, events[:]) // they say no more than that there is something
+		}
+		c.over = ready[2]
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "console"), os.NewFile(uintptr(pair[1]), "console") //nolint:gosec // descriptors are not negative
-	defer ours.Close()                                                                               //nolint:errcheck // a socket holds nothing back
-	defer theirs.Close()                                                                             //nolint:errcheck // closed already if the child was started
-
-	cmd := exec.Command(d.o.Executable, commandConsole, d.o.LXCPath, rec.Spec.Name, d.logFile(rec.Spec.Name)) //nolint:noctx,gosec // it ends with the life pipe
-	cmd.Env = childEnv(rec)
-	cmd.Dir = "/"
-	cmd.ExtraFiles = []*os.File{lifeR, theirs} // fdLife, fdStatus
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		_ = lifeW.Close()
-		return nil, err
-	}
-	_ = theirs.Close() // the child has its own
-	terminal, err := receiveTerminal(ctx, ours)
-	if err != nil {
-		_ = lifeW.Close()
-		_ = cmd.Process.Kill() // it may wait for a monitor that hangs
-		_ = cmd.Wait()
-		return nil, err
-	}
-	return &openConsole{File: terminal, life: lifeW, child: cmd}, nil
 }
 
-// receiveTerminal waits for the descriptor that the child sends, or for its reason why not.
-func receiveTerminal(ctx context.Context, from *os.File) (*os.File, error) {
-	conn, err := net.FileConn(from)
+// readLog reads on in the log, and in the next one when the monitor has begun another.
+func (c *openConsole) readLog(p []byte) (int, error) {
+	for range 2 {
+		if c.log != nil {
+			if n, err := c.log.Read(p); n > 0 || err != nil && !errors.Is(err, io.EOF) {
+				return n, err
+			}
+		}
+		next, err := c.next()
+		if next == nil || err != nil {
+			return 0, err
+		}
+		if c.log != nil {
+			// Written between our last look and the change.
+			if n, err := c.log.Read(p); n > 0 || err != nil && !errors.Is(err, io.EOF) {
+				_ = next.Close()
+				return n, err
+			}
+			_ = c.log.Close()
+		}
+		c.log = next
+	}
+	return 0, nil
+}
+
+// next opens the log if it is another file than the one that is read; nil: it is not.
+func (c *openConsole) next() (*os.File, error) {
+	f, err := os.Open(c.d.consoleFile(c.name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // between two logs
+	}
+	if err != nil || c.log == nil {
+		return f, err
+	}
+	now, err := f.Stat()
+	if err == nil {
+		var old os.FileInfo
+		if old, err = c.log.Stat(); err == nil && !os.SameFile(old, now) {
+			return f, nil
+		}
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
+// Write implements io.Writer. It waits for a guest that does not read, until Close.
+func (c *openConsole) Write(p []byte) (int, error) {
+	if !c.enter() {
+		return 0, os.ErrClosed
+	}
+	defer c.users.Done()
+	written := 0
+	for written < len(p) {
+		if err := c.find(); err != nil {
+			return written, err
+		}
+		ready, err := poll(c.wake, unix.POLLIN, c.terminal, unix.POLLOUT, c.monitor.fd, unix.POLLIN)
+		switch {
+		case err != nil:
+			return written, err
+		case ready[0]:
+			return written, os.ErrClosed
+		case ready[2]:
+			return written, io.ErrClosedPipe
+		}
+		n, err := unix.Write(c.terminal, p[written:min(len(p), written+typedAtOnce)])
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return written, fmt.Errorf("type at console: %w", err)
+		}
+		written += max(n, 0)
+	}
+	return written, nil
+}
+
+// find makes sure that terminal is the console of the guest's present run.
+func (c *openConsole) find() error {
+	if c.terminal >= 0 && alive(c.init) {
+		return nil
+	}
+	c.drop()
+	g, err := c.d.settled(context.Background(), c.name) // bounded by itself
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer conn.Close() //nolint:errcheck // a socket holds nothing back
-	socket, ok := conn.(*net.UnixConn)
-	if !ok {
-		return nil, fmt.Errorf("unexpected socket %T", conn)
+	if g.init == 0 || g.monitor != c.monitor.pid {
+		return io.ErrClosedPipe
 	}
-	deadline := time.Now().Add(consoleTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+	if c.terminal, err = consoleOf(c.monitor, g.init); err != nil {
+		return fmt.Errorf("find console: %w", err)
 	}
-	if err := socket.SetReadDeadline(deadline); err != nil {
-		return nil, err
+	c.init = g.init
+	return nil
+}
+
+func (c *openConsole) drop() {
+	if c.terminal >= 0 {
+		_ = unix.Close(c.terminal)
+		c.terminal = -1
 	}
-	text, oob := make([]byte, maxStatus), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := socket.ReadMsgUnix(text, oob)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, fmt.Errorf("%w: the container's monitor does not answer", driver.ErrTimeout)
-	case err != nil && !errors.Is(err, io.EOF):
-		return nil, err
-	case oobn == 0 && n == 0:
-		return nil, errors.New("the helper ended without an answer")
-	case oobn == 0:
-		// liblxc says no more than that it did not get one; a guest that runs has one.
-		return nil, fmt.Errorf("%w: the console is in use: %s", driver.ErrExists, text[:n])
+}
+
+// consoleOf returns a descriptor of the monitor's end of a guest's console: the terminal whose other end
+// is the guest's /dev/console. The monitor has others while somebody uses lxc-console.
+func consoleOf(monitor *process, initPID int) (int, error) {
+	entries, err := os.ReadDir(procFile(monitor.pid, "fd"))
+	if err != nil {
+		return -1, err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("read descriptor: %w", err)
+	var want unix.Stat_t
+	if err := unix.Lstat(procFile(initPID, "root/dev/console"), &want); err != nil {
+		return -1, err
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("read descriptor: %w", err)
+	for _, e := range entries {
+		link, err := os.Readlink(procFile(monitor.pid, filepath.Join("fd", e.Name())))
+		number, numErr := strconv.Atoi(e.Name())
+		if err != nil || numErr != nil || !strings.HasSuffix(link, "ptmx") {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(monitor.fd, number, 0)
+		if err != nil {
+			return -1, fmt.Errorf("share the monitor's console: %w", err)
+		}
+		if peerIs(fd, want) {
+			return fd, nil
+		}
+		_ = unix.Close(fd)
 	}
-	unix.CloseOnExec(fds[0])
-	// Read and write with Go's poller, so that Close ends them.
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		_ = unix.Close(fds[0])
-		return nil, err
+	return -1, errors.New("the container's monitor has no terminal whose other end is the guest's /dev/console")
+}
+
+// peerIs tells whether the other end of a terminal is a certain file.
+func peerIs(terminal int, want unix.Stat_t) bool {
+	// O_NOCTTY: the agent may lead a session, and wants no guest's console as its controlling terminal.
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(terminal), unix.TIOCGPTPEER, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return false
 	}
-	return os.NewFile(uintptr(fds[0]), "console of a guest"), nil //nolint:gosec // descriptors are not negative
+	defer unix.Close(int(peer)) //nolint:errcheck // nothing was written
+	var st unix.Stat_t
+	return unix.Fstat(int(peer), &st) == nil && st.Dev == want.Dev && st.Ino == want.Ino && st.Rdev == want.Rdev
+}
+
+// poll waits until one of the descriptors is ready for what is asked of it, an error of its own included.
+func poll(fdsAndEvents ...int) ([]bool, error) {
+	fds := make([]unix.PollFd, len(fdsAndEvents)/2)
+	for i := range fds {
+		fds[i] = unix.PollFd{Fd: int32(fdsAndEvents[2*i]), Events: int16(fdsAndEvents[2*i+1])} //nolint:gosec // small numbers
+	}
+	for {
+		_, err := unix.Poll(fds, -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		ready := make([]bool, len(fds))
+		for i := range fds {
+			ready[i] = fds[i].Revents != 0
+		}
+		return ready, nil
+	}
+}
+
+// enter tells that a call may use the descriptors; it then has to call users.Done.
+func (c *openConsole) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.users.Add(1)
+	return true
+}
+
+// Close ends the calls that wait.
+func (c *openConsole) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return os.ErrClosed
+	}
+	c.closed = true
+	c.mu.Unlock()
+	_, err := unix.Write(c.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	c.users.Wait()
+	c.release()
+	return err
+}
+
+func (c *openConsole) release() {
+	c.drop()
+	c.monitor.close()
+	for _, fd := range []int{c.changes, c.wake} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	if c.log != nil {
+		_ = c.log.Close()
+	}
 }

@@ -32,7 +32,7 @@ func newConsoles(o SerialConsole, d Deps) *serialconsole.Server {
 		return nil
 	}
 	return serialconsole.New(serialconsole.Options{
-		Address: o.Address, First: o.First, Last: o.Last, Open: opener.OpenConsole, Busy: driver.ErrExists, Down: driver.ErrNotRunning, DB: d.DB,
+		Address: o.Address, First: o.First, Last: o.Last, Open: opener.OpenConsole, Down: driver.ErrNotRunning, DB: d.DB,
 	})
 }
 

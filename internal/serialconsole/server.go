@@ -32,9 +32,9 @@ type Options struct {
 	First, Last int    // [serial_console] port_range
 	// Open connects with the console of a guest; see driver.ConsoleOpener.
 	Open func(ctx context.Context, uuid string) (io.ReadWriteCloser, error)
-	// Busy and Down tell from Open's errors that somebody is connected, and that the guest does not run.
-	Busy, Down error
-	DB         *state.DB
+	// Down tells from Open's errors that the guest does not run.
+	Down error
+	DB   *state.DB
 }
 
 // Server listens for every guest whose console was asked for.

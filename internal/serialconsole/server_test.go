@@ -21,14 +21,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var (
-	errBusy = errors.New("busy")
 	errDown = errors.New("down")
 	errGone = errors.New("gone")
 )
 
 const patience = 5 * time.Second
 
-// guests have consoles that echo, one client each.
+// guests have consoles that echo.
 type guests struct {
 	mu     sync.Mutex // guards the fields below
 	failed map[string]error
@@ -48,9 +47,6 @@ func (g *guests) Open(_ context.Context, uuid string) (io.ReadWriteCloser, error
 	defer g.mu.Unlock()
 	if err := g.failed[uuid]; err != nil {
 		return nil, err
-	}
-	if g.open[uuid] != nil {
-		return nil, errBusy
 	}
 	e := &echo{g: g, uuid: uuid}
 	e.r, e.w = io.Pipe()
@@ -104,7 +100,7 @@ func free(t *testing.T) int {
 
 func serve(t *testing.T, g *guests, db *state.DB, first, last int) (s *Server, stop func()) {
 	t.Helper()
-	s = New(Options{Address: "127.0.0.1", First: first, Last: last, Open: g.Open, Busy: errBusy, Down: errDown, DB: db})
+	s = New(Options{Address: "127.0.0.1", First: first, Last: last, Open: g.Open, Down: errDown, DB: db})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

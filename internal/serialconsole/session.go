@@ -18,7 +18,7 @@ const (
 	// falls behind by more is cut off.
 	chunk   = 4 << 10
 	backlog = 256
-	// openFor is how long a console is waited for that somebody is leaving or whose guest reboots.
+	// openFor is how long a guest is waited for that does not run: a reboot by nova takes a moment.
 	openFor  = 10 * time.Second
 	openPoll = 100 * time.Millisecond
 	// lastWords is how long a client may take to read what a guest wrote before it ended.
@@ -71,7 +71,7 @@ func reason(ctx context.Context, err error) string {
 	return err.Error()
 }
 
-// bridge copies in both directions. A guest that reboots gets a new console, and the client stays.
+// bridge copies in both directions. A guest that is restarted has a new console, and the client stays.
 func (s *Server) bridge(ctx context.Context, uuid string, conn net.Conn) error {
 	for {
 		console, err := s.open(ctx, uuid)
@@ -89,7 +89,7 @@ func (s *Server) bridge(ctx context.Context, uuid string, conn net.Conn) error {
 	}
 }
 
-// open connects with the console, waiting for one that is busy or whose guest is just rebooting.
+// open connects with the console, waiting for a guest that is just restarted.
 func (s *Server) open(ctx context.Context, uuid string) (io.ReadWriteCloser, error) {
 	ctx, cancel := context.WithTimeout(ctx, openFor)
 	defer cancel()
@@ -98,7 +98,7 @@ func (s *Server) open(ctx context.Context, uuid string) (io.ReadWriteCloser, err
 			return nil, ctx.Err()
 		}
 		console, err := s.o.Open(ctx, uuid)
-		if err == nil || !errors.Is(err, s.o.Busy) && !errors.Is(err, s.o.Down) {
+		if err == nil || !errors.Is(err, s.o.Down) {
 			return console, err
 		}
 		select {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -155,10 +156,26 @@ func loseGuest(t *testing.T, id string) {
 	pid := guestPID(t, id)
 	require.NoError(t, shared.Agent.Signal(within(t, 30*time.Second), syscall.SIGTERM))
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	thaw(t, pid) // a frozen process does not take a signal
 	eventually(t, 10*time.Second, "the end of the guest", func(context.Context) (bool, error) {
 		return syscall.Kill(pid, 0) != nil, nil
 	})
 	startAgent(t)
+}
+
+// thaw lets the control group of a process go on, whichever version the host has.
+func thaw(t *testing.T, pid int) {
+	t.Helper()
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	require.NoError(t, err)
+	group := regexp.MustCompile(`/lxc\.payload\.[^/\n]+`).FindString(string(groups))
+	for file, word := range map[string]string{
+		"/sys/fs/cgroup/freezer" + group + "/freezer.state": "THAWED", "/sys/fs/cgroup" + group + "/cgroup.freeze": "0",
+	} {
+		if _, err := os.Stat(file); err == nil {
+			require.NoError(t, os.WriteFile(file, []byte(word), 0))
+		}
+	}
 }
 
 // guestPID is the process of a guest's init, which its monitor's cgroup leads to.
