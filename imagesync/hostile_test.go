@@ -52,7 +52,7 @@ func padded(data []byte) []byte { return append(data, make([]byte, (512-len(data
 // pax is an extended header with one record, whatever is in it.
 func pax(key, value string) []byte {
 	n := len(key) + len(value) + 3
-	record := ""
+	var record string
 	for size := n + 1; ; size++ {
 		if record = fmt.Sprintf("%d %s=%s\n", size, key, value); len(record) == size {
 			break

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -59,11 +60,11 @@ func (f *faultyGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	data, offset := bytes.Clone(f.data), 0
 	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &offset); err == nil && !is.ignores {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", offset, len(data)-1, len(data)))
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)-offset))
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)-offset))
 		w.WriteHeader(http.StatusPartialContent)
 		data = data[offset:]
 	} else {
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 	}
 	if is.flip {
 		data[len(data)/2] ^= 1
@@ -126,7 +127,7 @@ func TestFaultyGlance(t *testing.T) {
 	t.Parallel()
 	data := incompressible(t)
 	for seed := range uint64(12) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()
 			random := rand.New(rand.NewPCG(seed, 0))
 			broken := 0

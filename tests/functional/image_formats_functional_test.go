@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,7 +141,7 @@ mv tree lxd/rootfs; tar -C lxd --numeric-owner --xattrs --xattrs-include='*' --a
 			answers(t, server)
 			checks := keeps
 			if c.acls {
-				checks = append(checks[:len(checks):len(checks)], keepsACLs...)
+				checks = append(slices.Clip(checks), keepsACLs...)
 			}
 			for _, k := range checks {
 				require.Equal(t, k.want, inside(t, server.ID, "/bin/sh", "-c", k.command), k.command)

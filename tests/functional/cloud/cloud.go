@@ -115,6 +115,13 @@ func (c *Client) Authenticate(ctx context.Context) error {
 	return nil
 }
 
+// Endpoint is the address of a service, as the catalog has it.
+func (c *Client) Endpoint(service string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.endpoints[service]
+}
+
 // ProjectID is the project that the session is scoped to.
 func (c *Client) ProjectID() string {
 	c.mu.Lock()
