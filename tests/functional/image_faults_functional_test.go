@@ -53,18 +53,17 @@ func throughProxy(t *testing.T) *glanceProxy {
 		ModifyResponse: p.spoil,
 		FlushInterval:  -1,
 	})
-	config := filepath.Join(shared.Agent.Dir, "agent.conf")
-	before, err := os.ReadFile(config)
-	require.NoError(t, err)
-	require.NoError(t, shared.Agent.Configure(string(before)+"\n[glance]\nendpoint_override = "+server.URL+"\n"))
-	restart := func() {
-		require.NoError(t, shared.Agent.Signal(context.Background(), syscall.SIGTERM))
-		startAgent(t)
+	before := shared.AgentOptions
+	restart := func(options string) { // also when the test has ended, and its context with it
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		shared.AgentOptions = options
+		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))
+		require.NoError(t, shared.StartAgent(ctx))
 	}
-	restart()
+	restart(before + "\n[glance]\nendpoint_override = " + server.URL + "\n")
 	t.Cleanup(func() {
-		require.NoError(t, shared.Agent.Configure(string(before)))
-		restart()
+		restart(before)
 		server.Close()
 	})
 	return p
