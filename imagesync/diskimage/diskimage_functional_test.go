@@ -149,7 +149,7 @@ func requireSameText(t testing.TB, want, got string) {
 			require.Equal(t, strings.Join(a[i:min(i+8, len(a))], "\n"), strings.Join(b[i:min(i+8, len(b))], "\n"))
 		}
 	}
-	require.Equal(t, len(a), len(b))
+	require.Len(t, b, len(a))
 }
 
 // TestMounted reads a file system that Linux is writing to: times with fractions,

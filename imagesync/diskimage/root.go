@@ -96,7 +96,7 @@ func chooseRoot(ctx context.Context, disk io.ReaderAt, size int64, arch string) 
 	// What says that it is the root, and cannot be read, is not passed over for a lesser one.
 	for _, c := range all {
 		if c.rank == rankType && c.kind != kindExt {
-			return nil, candidate{}, refuse(all, fmt.Sprintf("a disk with its root as %s", c))
+			return nil, candidate{}, refuse(all, "a disk with its root as "+c.String())
 		}
 	}
 	var found *ext4.FS
@@ -164,7 +164,7 @@ func openRoot(ctx context.Context, disk io.ReaderAt, size int64) (*ext4.FS, erro
 		}
 		if !ok {
 			return nil, &Error{
-				Found: fmt.Sprintf("a disk whose ext4 file system has no /%s", strings.Join(need, " and no /")),
+				Found: "a disk whose ext4 file system has no /" + strings.Join(need, " and no /"),
 				Want:  "one with the root file system, with its init",
 			}
 		}

@@ -35,11 +35,15 @@ func TestBootCloudDisk(t *testing.T) {
 		return strings.TrimSpace(state) == "running" || strings.TrimSpace(state) == "degraded", nil
 	})
 	failed := inside(t, server.ID, "systemctl", "list-units", "--failed", "--plain", "--no-legend")
-	for _, unit := range []string{".mount", "fsck", "remount-fs", "growfs", "local-fs", "cloud-"} {
+	if failed != "" {
+		t.Logf("failed units:\n%s\n%s", failed, inside(t, server.ID, "journalctl", "--no-pager", "-p", "warning"))
+	}
+	for _, unit := range []string{".mount", "fsck", "remount-fs", "growfs", "local-fs", "cloud-", "network"} {
 		require.NotContains(t, failed, unit)
 	}
 	require.Contains(t, inside(t, server.ID, "cat", "/etc/fstab"), "# no such device in a container: PARTUUID=")
-	require.Contains(t, inside(t, server.ID, "cat", "/run/cloud-init/result.json"), "DataSourceOpenStack")
+	require.Contains(t, inside(t, server.ID, "networkctl", "--no-pager", "status", "eth0"), server.IP(), "systemd-networkd has the address")
+	require.Contains(t, inside(t, server.ID, "cat", "/var/log/cloud-init.log"), "DataSourceOpenStack", "cloud-init knows where it is")
 	size := strings.Fields(inside(t, server.ID, "df", "-B1M", "--output=size", "/"))
 	require.Contains(t, []string{"1", "2"}, size[1][:1], "the flavor's 2 GiB, less the file system's own: %s", size)
 	remove(t, server.ID)

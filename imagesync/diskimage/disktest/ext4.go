@@ -65,8 +65,11 @@ func (f *FS) Allocate() int {
 // Root is a small root file system, to which more files may be added.
 func Root(more ...File) *FS {
 	return Ext4("", append([]File{
-		{Name: "etc", Mode: Dir}, {Name: "sbin", Mode: Dir}, {Name: "etc/hostname", Data: "disk\n"},
-		{Name: "sbin/init", Mode: 0x8000 | 0o755, Data: "#!/bin/sh\n"}, {Name: "sbin/sh", Mode: Link, Data: "init"},
+		{Name: "etc", Mode: Dir},
+		{Name: "sbin", Mode: Dir},
+		{Name: "etc/hostname", Data: "disk\n"},
+		{Name: "sbin/init", Mode: 0x8000 | 0o755, Data: "#!/bin/sh\n"},
+		{Name: "sbin/sh", Mode: Link, Data: "init"},
 	}, more...)...)
 }
 

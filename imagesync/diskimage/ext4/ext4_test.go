@@ -128,7 +128,7 @@ func TestIndirect(t *testing.T) {
 	copy(want, "second")
 	copy(want[(12+5)*1024:], "first")
 	copy(want[last*1024:], "second")
-	require.True(t, string(want) == got["/f"])
+	require.True(t, bytes.Equal(want, []byte(got["/f"])))
 }
 
 // TestHostile is the corpus of file systems that are refused.

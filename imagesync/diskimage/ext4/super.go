@@ -54,7 +54,7 @@ type superblock struct {
 	firstMetaBG                uint32
 	backupGroups               [2]uint32
 	journalInode               uint32
-	journalUUID, label         string
+	label                      string
 	uuid                       [16]byte
 	blockSize                  int
 	hasDescriptorsOf64Bytes    bool

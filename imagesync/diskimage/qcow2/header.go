@@ -151,8 +151,8 @@ func (h *header) placeL1(entries uint32, file int64) error {
 		return bad("with a first-level table of %d entries where its size needs %d", entries, need)
 	}
 	h.l1Entries = int(need)
-	end := h.l1Offset + uint64(need)*8
-	if need > 0 && (h.l1Offset == 0 || h.l1Offset&(1<<h.clusterBits-1) != 0 || end < h.l1Offset || end > uint64(file)) {
+	end, limit := h.l1Offset+uint64(need)*8, uint64(file) //nolint:gosec // positive
+	if need > 0 && (h.l1Offset == 0 || h.l1Offset&(1<<h.clusterBits-1) != 0 || end < h.l1Offset || end > limit) {
 		return bad("with its first-level table at byte %d of a file of %d bytes", h.l1Offset, file)
 	}
 	return nil

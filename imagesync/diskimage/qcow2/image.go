@@ -75,7 +75,7 @@ func (i *Image) Close() {
 
 func (i *Image) readL1() error {
 	raw := make([]byte, i.h.l1Entries*8)
-	if err := i.read(raw, int64(i.h.l1Offset)); err != nil {
+	if err := i.read(raw, int64(i.h.l1Offset)); err != nil { //nolint:gosec // in the file
 		return err
 	}
 	i.l1 = make([]uint64, i.h.l1Entries)
@@ -119,8 +119,8 @@ func (i *Image) ReadAt(p []byte, offset int64) (int, error) {
 // readRun reads from one guest cluster, and from those behind it that follow each
 // other in the file as well.
 func (i *Image) readRun(p []byte, offset int64) (int, error) {
-	guest := uint64(offset) >> i.h.clusterBits
-	within := uint64(offset) & i.mask
+	at := uint64(offset) //nolint:gosec // positive
+	guest, within := at>>i.h.clusterBits, at&i.mask
 	e, err := i.lookup(guest)
 	if err != nil {
 		return 0, err
@@ -142,11 +142,11 @@ func (i *Image) readRun(p []byte, offset int64) (int, error) {
 				break // an error shows when it is this cluster's turn
 			}
 		}
-		if err := i.read(p[:n], int64(e.offset+within)); err != nil {
+		if err := i.read(p[:n], int64(e.offset+within)); err != nil { //nolint:gosec // in the file
 			return 0, err
 		}
 	}
-	return int(n), nil
+	return int(n), nil //nolint:gosec // at most len(p)
 }
 
 // lookup finds a guest cluster.
@@ -156,7 +156,7 @@ func (i *Image) lookup(guest uint64) (extent, error) {
 	if offset == 0 {
 		return extent{kind: clusterZero}, nil
 	}
-	table, err := i.tables.Get(offset, func(b []byte) error { return i.read(b, int64(offset)) })
+	table, err := i.tables.Get(offset, func(b []byte) error { return i.read(b, int64(offset)) }) //nolint:gosec // in the file
 	if err != nil {
 		return extent{}, err
 	}

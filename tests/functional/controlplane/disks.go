@@ -17,14 +17,27 @@ const (
 	sector              = 512
 )
 
-// debianDiskFiles are what Debian's cloud images have and its root file system does not: mounts and a boot loader.
+// debianDiskPackages are of Debian's cloud images what matters for booting; their kernel and boot loader do not.
+var debianDiskPackages = []string{
+	"systemd-sysv", "systemd-resolved", "dbus", "udev", "netplan.io", "iproute2", "iputils-ping", "isc-dhcp-client", "openssh-server", "netbase",
+	"procps", "cloud-init", "cloud-guest-utils", "fdisk", "e2fsprogs",
+}
+
+// debianDiskFiles are what Debian puts into its cloud images: mounts of partitions, a boot loader's configuration, the network.
 var debianDiskFiles = map[string]string{
 	"etc/fstab": "PARTUUID=" + rootPartUUID + " / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1\n" +
 		"PARTUUID=" + efiPartUUID + " /boot/efi vfat defaults 0 0\n",
-	"etc/default/grub":     "GRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200\"\n",
-	"boot/grub/grub.cfg":   "linux /boot/vmlinuz root=PARTUUID=" + rootPartUUID + " ro\n",
-	"boot/vmlinuz":         "not a kernel\n",
-	"boot/efi/placeholder": "below the mount of the EFI partition\n",
+	"etc/hostname":                "localhost\n",
+	"etc/hosts":                   "127.0.0.1 localhost\n",
+	"etc/machine-id":              "",
+	"etc/netplan/90-default.yaml": "network:\n  version: 2\n  ethernets:\n    all-eth:\n      match: {name: \"eth*\"}\n      dhcp4: true\n      dhcp6: true\n",
+	"etc/cloud/cloud.cfg.d/91_lab.cfg": "locale: C.UTF-8\n" + // the only one that the harness leaves in
+		"datasource:\n  OpenStack: {max_wait: 10, timeout: 3, retries: 1}\n", // there is no metadata service
+	"etc/systemd/system/ssh-hostkeys.service": debianFiles["etc/systemd/system/ssh-hostkeys.service"],
+	"etc/default/grub":                        "GRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200\"\n",
+	"boot/grub/grub.cfg":                      "linux /boot/vmlinuz root=PARTUUID=" + rootPartUUID + " ro\n",
+	"boot/vmlinuz":                            "not a kernel\n",
+	"boot/efi/placeholder":                    "below the mount of the EFI partition\n",
 }
 
 const (
@@ -44,7 +57,7 @@ func (p *Plane) makeDebianDisk(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	tree, disk := filepath.Join(work, "tree"), filepath.Join(work, "disk.raw")
+	tree, disk := filepath.Join(work, "guest-disk"), filepath.Join(work, "disk.raw")
 	err = p.fillDisk(ctx, tree, disk)
 	if err == nil {
 		_, err = host(ctx, "qemu-img", "convert", "-q", "-c", "-O", "qcow2", disk, path)
@@ -53,20 +66,8 @@ func (p *Plane) makeDebianDisk(ctx context.Context, path string) error {
 }
 
 func (p *Plane) fillDisk(ctx context.Context, tree, disk string) error {
-	if err := os.Mkdir(tree, 0o755); err != nil {
+	if err := p.debianTree(ctx, tree, debianDiskPackages, debianDiskFiles); err != nil {
 		return err
-	}
-	if _, err := host(ctx, "tar", "-C", tree, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", p.DebianPath()); err != nil {
-		return err
-	}
-	for name, text := range debianDiskFiles {
-		file := filepath.Join(tree, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			return err
-		}
 	}
 	const size = 2 << 30 // Debian's: 3 GiB, with a kernel
 	rootSize := size/sector - rootStart - 2048

@@ -41,14 +41,30 @@ var debianFiles = map[string]string{
 // makeDebianImage builds the root file system of a Debian 12 guest.
 func (p *Plane) makeDebianImage(ctx context.Context) error {
 	tree := p.path("guest")
+	if err := p.debianTree(ctx, tree, debianPackages, debianFiles); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(p.path("images"), 0o755); err != nil {
+		return err
+	}
+	_, err := host(ctx, "tar", "-C", tree, "--numeric-owner", "--xattrs", "--use-compress-program=xz -T0 -2", "-cf", p.DebianPath(), ".")
+	return errors.Join(err, os.RemoveAll(tree))
+}
+
+// debianTree makes a root file system of the packages and the files.
+func (p *Plane) debianTree(ctx context.Context, tree string, packages []string, files map[string]string) error {
 	if err := p.copyMinbase(ctx, tree); err != nil {
 		return err
 	}
-	if err := p.aptInstall(ctx, tree, "apt-guest", debianPackages); err != nil {
+	if err := p.aptInstall(ctx, tree, "apt-"+filepath.Base(tree), packages); err != nil {
 		return err
 	}
-	for name, text := range debianFiles {
-		if err := os.WriteFile(filepath.Join(tree, name), []byte(text), 0o644); err != nil {
+	for name, text := range files {
+		file := filepath.Join(tree, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
@@ -75,11 +91,7 @@ func (p *Plane) makeDebianImage(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(p.path("images"), 0o755); err != nil {
-		return err
-	}
-	_, err := host(ctx, "tar", "-C", tree, "--numeric-owner", "--xattrs", "--use-compress-program=xz -T0 -2", "-cf", p.DebianPath(), ".")
-	return errors.Join(err, os.RemoveAll(tree))
+	return nil
 }
 
 // busyboxFiles of the guest: an init that brings up the interfaces with neutron's address prefix by DHCP, a web page, a console log
