@@ -4,7 +4,6 @@ package functional
 
 import (
 	"context"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -21,7 +20,7 @@ func TestBootCloudDisk(t *testing.T) {
 	needQemu(t)
 	file, err := shared.Plane.DebianDisk(within(t, 5*time.Minute))
 	require.NoError(t, err)
-	image := uploadDisk(t, file, "qcow2")
+	image := upload(t, file, "qcow2", nil)
 	before := snapshot(t)
 	server := boot(t, cloud.NewServer{Image: image, Flavor: shared.Small})
 	answers(t, server)
@@ -55,7 +54,7 @@ func TestBootRawDisk(t *testing.T) {
 	needQemu(t)
 	file, err := shared.Plane.BusyboxDisk(within(t, time.Minute), t.TempDir())
 	require.NoError(t, err)
-	server := boot(t, cloud.NewServer{Image: uploadDisk(t, file, "raw")})
+	server := boot(t, cloud.NewServer{Image: upload(t, file, "raw", nil)})
 	answers(t, server)
 }
 
@@ -72,7 +71,7 @@ func TestRefusedDisk(t *testing.T) {
 			out, err := exec.CommandContext(t.Context(), "/bin/sh", "-ec", "qemu-img create -q -f qcow2 "+c.options+" "+file+" 1M").CombinedOutput()
 			require.NoError(t, err, string(out))
 			before := snapshot(t)
-			id := create(t, cloud.NewServer{Image: uploadDisk(t, file, "qcow2")})
+			id := create(t, cloud.NewServer{Image: upload(t, file, "qcow2", nil)})
 			statusIn(t, time.Minute, id, "ERROR")
 			eventually(t, 10*time.Second, "a fault", func(ctx context.Context) (bool, error) {
 				server, err := shared.Admin.Server(ctx, id)
@@ -97,16 +96,3 @@ func needQemu(t *testing.T) {
 	}
 }
 
-func uploadDisk(t *testing.T, file, format string) string {
-	t.Helper()
-	f, err := os.Open(file)
-	require.NoError(t, err)
-	defer f.Close()
-	ctx := within(t, 2*time.Minute)
-	id, err := shared.Admin.UploadImage(ctx, strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-"), format, nil, f)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, shared.Admin.DeleteImage(context.Background(), id))
-	})
-	return id
-}

@@ -79,16 +79,6 @@ func TestFailedBuilds(t *testing.T) {
 	boot(t, cloud.NewServer{Name: "after-failures"})
 }
 
-func uploadImage(t *testing.T, data []byte) string {
-	t.Helper()
-	id, err := shared.Admin.UploadImage(within(t, time.Minute), "bad", "raw", nil, bytes.NewReader(data))
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, shared.Admin.DeleteImage(context.Background(), id))
-	})
-	return id
-}
-
 // repacked is the same archive in other bytes.
 func repacked(t *testing.T, archive []byte) []byte {
 	t.Helper()

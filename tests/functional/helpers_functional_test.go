@@ -3,7 +3,9 @@
 package functional
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,6 +134,34 @@ func act(t *testing.T, id, action string, args any, status string) time.Duration
 	took := time.Since(began)
 	t.Logf("%s: %.1f s", action, took.Seconds())
 	return took
+}
+
+// upload makes an image of a file, and has it deleted when the test ends.
+func upload(t *testing.T, file, diskFormat string, properties map[string]any) string {
+	t.Helper()
+	data, err := os.Open(file)
+	require.NoError(t, err)
+	defer data.Close()
+	return uploadFrom(t, data, diskFormat, properties)
+}
+
+// uploadImage makes an image of what is said to be a root file system.
+func uploadImage(t *testing.T, data []byte) string {
+	t.Helper()
+	return uploadFrom(t, bytes.NewReader(data), "raw", nil)
+}
+
+func uploadFrom(t *testing.T, data io.Reader, diskFormat string, properties map[string]any) string {
+	t.Helper()
+	name := shared.Host + "-" + strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-")
+	id, err := shared.Admin.UploadImage(within(t, 2*time.Minute), name, diskFormat, properties, data)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		require.NoError(t, shared.Admin.DeleteImage(ctx, id))
+	})
+	return id
 }
 
 // answers waits until the server answers to ping at its address.

@@ -28,20 +28,6 @@ func shell(t *testing.T, script string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// upload sends a file to Glance, and has the image deleted when the test ends.
-func upload(t *testing.T, file, diskFormat string, properties map[string]any) string {
-	t.Helper()
-	data, err := os.Open(file)
-	require.NoError(t, err)
-	defer data.Close()
-	id, err := shared.Admin.UploadImage(within(t, time.Minute), "formats-"+filepath.Base(file), diskFormat, properties, data)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, shared.Admin.DeleteImage(context.Background(), id))
-	})
-	return id
-}
-
 // richTree is the small image with everything that an archive can carry, and with the programs that show it.
 func richTree(t *testing.T) string {
 	t.Helper()

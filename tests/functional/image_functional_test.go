@@ -76,19 +76,6 @@ func withAgentOptions(t *testing.T, options string) {
 	restart(before + options)
 }
 
-// upload gives Glance an image until the test ends.
-func upload(t *testing.T, data []byte) string {
-	t.Helper()
-	id, err := shared.Admin.UploadImage(within(t, time.Minute), shared.Host+"-"+strings.ToLower(t.Name()), "raw", nil, bytes.NewReader(data))
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		require.NoError(t, shared.Admin.DeleteImage(ctx, id))
-	})
-	return id
-}
-
 // storedImage is an image as "image list -f json" tells it.
 type storedImage struct {
 	ID, Fingerprint, Path string
@@ -165,7 +152,7 @@ func storeDir(t *testing.T) string {
 
 // TestAggregateCacheImage: the images are there before the first boot, and one that cannot be does not keep the others.
 func TestAggregateCacheImage(t *testing.T) {
-	good, bad := upload(t, distinct(t)), upload(t, []byte("this is no root file system, whatever Glance was told"))
+	good, bad := uploadImage(t, distinct(t)), uploadImage(t, []byte("this is no root file system, whatever Glance was told"))
 	name := shared.Host + "-cache"
 	ctx := within(t, 3*time.Minute)
 	openstack := func(args ...string) string {
@@ -275,7 +262,7 @@ func (s *slowReader) Read(b []byte) (int, error) {
 func TestCacheImageSlowly(t *testing.T) {
 	const lasting = 75 * time.Second
 	data := distinct(t)
-	id := upload(t, data)
+	id := uploadImage(t, data)
 	withAgentOptions(t, "\n[glance]\napi_servers = "+slowGlance(t, lasting)+"\n")
 	name := shared.Host + "-slowly"
 	ctx := within(t, 4*time.Minute)
@@ -334,7 +321,7 @@ func TestImageCommand(t *testing.T) {
 
 	// The same bytes in Glance are there already.
 	began := logEnd(t)
-	id := upload(t, data)
+	id := uploadImage(t, data)
 	server := boot(t, cloud.NewServer{Image: id})
 	require.Empty(t, imagesImported(t, began), "the boot downloads nothing")
 	images := stored(t)
@@ -406,11 +393,11 @@ func describeTree(t *testing.T, root string) map[string]string {
 
 // TestImageCacheManager: an unused image goes when it is old enough, one in use does not.
 func TestImageCacheManager(t *testing.T) {
-	unused, used := upload(t, distinct(t)), upload(t, distinct(t))
+	unused, used := uploadImage(t, distinct(t)), uploadImage(t, distinct(t))
 	server := boot(t, cloud.NewServer{Image: used})
 	_, err := imageCommand(t, "import", "--glance", unused)
 	require.NoError(t, err)
-	kept := upload(t, distinct(t))
+	kept := uploadImage(t, distinct(t))
 	_, err = imageCommand(t, "import", "--keep", "--glance", kept)
 	require.NoError(t, err)
 
