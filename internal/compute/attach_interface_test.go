@@ -2,6 +2,7 @@ package compute
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 
@@ -17,9 +18,7 @@ import (
 // attachArgs are the arguments of attach_interface besides the instance.
 func attachArgs(change map[string]any) map[string]any {
 	args := map[string]any{"network_id": networkID, "port_id": nil, "requested_ip": nil, "tag": nil}
-	for name, value := range change {
-		args[name] = value
-	}
+	maps.Copy(args, change)
 	return args
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
@@ -16,6 +17,8 @@ const (
 	eventVIFPlugged     = "network-vif-plugged"
 	eventVIFUnplugged   = "network-vif-unplugged"
 	eventVIFDeleted     = "network-vif-deleted"
+	eventVolumeExtended = "volume-extended"
+	eventPowerUpdate    = "power-update"
 	eventFailed         = "failed"
 )
 
@@ -37,7 +40,7 @@ func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any
 	}
 	// Who waits for a port must not wait for the refreshes besides.
 	for _, e := range events {
-		if e.Name == eventVIFPlugged || e.Name == eventVIFUnplugged {
+		if !handled[e.Name] {
 			if !m.waiters.deliver(e.InstanceUUID, e.Name, e.Tag, e.Status) {
 				reqctx.Log(eventContext(ctx, e)).Debug("external event that nobody waits for")
 			}
@@ -48,7 +51,6 @@ func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any
 		ctx := eventContext(ctx, e)
 		inst := byUUID[e.InstanceUUID]
 		switch e.Name {
-		case eventVIFPlugged, eventVIFUnplugged:
 		case eventNetworkChanged:
 			// One refresh reads all ports: a second event in the same message adds nothing.
 			if inst == nil || refreshed[e.InstanceUUID] || leavingNova(inst) {
@@ -61,11 +63,27 @@ func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any
 				own := &object.Instance{UUID: inst.UUID, ProjectID: inst.ProjectID} // the other events have the message's
 				m.background(ctx, func(ctx context.Context) { m.vifDeleted(ctx, own, e.Tag) })
 			}
-		default:
-			reqctx.Log(ctx).Info("external event is not for containers")
+		case eventVolumeExtended:
+			m.refuseEvent(ctx, inst, "extend_volume", exception.New("ExtendVolumeNotSupported", nil))
+		case eventPowerUpdate: // ironic's: nobody else changes a guest's power behind the agent's back
+			m.refuseEvent(ctx, inst, "power_update", exception.NotImplemented("a power update from outside is not supported by the lxc driver"))
 		}
 	}
 	return nil, nil
+}
+
+// handled are the events that ask for something. All others, whatever they are, only wake whom they find
+// waiting (nova/compute/manager.py:_process_instance_event).
+var handled = map[string]bool{eventNetworkChanged: true, eventVIFDeleted: true, eventVolumeExtended: true, eventPowerUpdate: true}
+
+// refuseEvent records in the server's history that what an event asks for is not done, and leaves the server as it is.
+func (m *Manager) refuseEvent(ctx context.Context, inst *object.Instance, method string, refusal error) {
+	if inst == nil || leavingNova(inst) {
+		return
+	}
+	op := operation{method: method, event: method, fault: true}
+	_, err := m.perform(ctx, op, inst, nil, func(context.Context, *object.Instance, rpc.Args) (any, error) { return nil, refusal })
+	reqctx.Log(ctx).WithError(err).Warning("external event refused")
 }
 
 // eventContext adds the log fields of an event.

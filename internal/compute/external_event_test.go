@@ -80,7 +80,9 @@ func TestEventsThatChangeNothing(t *testing.T) {
 		"deleted":              {eventNetworkChanged, map[string]any{"vm_state": "deleted"}},
 		"being deleted":        {eventNetworkChanged, map[string]any{"task_state": "deleting"}},
 		"port of a deleted":    {eventVIFDeleted, map[string]any{"task_state": "deleting"}},
-		"not for containers":   {"volume-extended", nil},
+		"another's":            {"accelerator-request-bound", nil},
+		"reimaged":             {"volume-reimaged", nil},
+		"of a deleted":         {eventVolumeExtended, map[string]any{"vm_state": "deleted"}},
 		"nobody waits":         {eventVIFPlugged, nil},
 		"nobody waits for end": {eventVIFUnplugged, nil},
 	} {
@@ -225,4 +227,32 @@ func TestInjectNetworkInfo(t *testing.T) {
 	w.neutron.setDown(true)
 	_, err = w.operate("inject_network_info", "", nil)
 	require.Error(t, err)
+}
+
+// TestEventsThatAreRefused: the server's history says so, and the server stays as it is.
+func TestEventsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ tag, event, class string }{
+		eventVolumeExtended: {"vol-1", "compute_extend_volume", "ExtendVolumeNotSupported"},
+		eventPowerUpdate:    {"POWER_OFF", "compute_power_update", "NotImplementedError"},
+	} {
+		w := built(t)
+		w.event(name, c.tag, "completed")
+		w.drain()
+		require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
+		require.Len(t, w.nova.Faults(), 1, name)
+		require.Len(t, w.nova.LogOf("InstanceActionEvent"), 2, name)
+		require.Empty(t, w.trail.all(), name)
+	}
+}
+
+// TestEventOfAnyName wakes whoever waits for it.
+func TestEventOfAnyName(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	expected := w.waiters.expect(uuid, "volume-reimaged", "vol-1")
+	w.event("volume-reimaged", "vol-1", "completed")
+	status, err := expected.wait(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "completed", status)
 }

@@ -389,7 +389,7 @@ func (f *fakeNeutron) answer(r *http.Request) (int, string) {
 	case r.Method == http.MethodDelete:
 		delete(f.ports, id)
 		return http.StatusNoContent, ""
-	case r.URL.Path == "/ports" && query.Has("device_owner"):
+	case r.URL.Path == "/ports" && strings.HasPrefix(query.Get("device_owner"), "network:"):
 		return http.StatusOK, f.recorded("dhcp-ports")
 	case r.URL.Path == "/ports":
 		return http.StatusOK, f.list(query["device_id"], query["id"])

@@ -19,7 +19,7 @@ var served = []string{
 	"soft_delete_instance", "restore_instance", "get_console_output", "inject_network_info", "external_instance_event", "set_host_enabled",
 	"get_host_uptime", "cache_images",
 	"suspend_instance", "resume_instance", "set_admin_password", "get_diagnostics", "get_instance_diagnostics",
-	"attach_interface", "detach_interface",
+	"attach_interface", "detach_interface", "add_fixed_ip_to_instance", "remove_fixed_ip_from_instance",
 	"get_serial_console", "validate_console_port",
 }
 
@@ -48,7 +48,6 @@ var refusedWith = map[string]string{
 
 	"reserve_block_device_name": "InvalidVolume", "attach_volume": "NotImplementedError", "detach_volume": "NotImplementedError",
 	"swap_volume": "NotImplementedError", "volume_snapshot_create": "NotImplementedError", "volume_snapshot_delete": "NotImplementedError",
-	"add_fixed_ip_to_instance": "NotImplementedError", "remove_fixed_ip_from_instance": "NotImplementedError",
 	"allow_share": "NotImplementedError", "deny_share": "NotImplementedError",
 
 	"get_vnc_console": "ConsoleTypeUnavailable", "get_spice_console": "ConsoleTypeUnavailable",

@@ -263,6 +263,7 @@ func networkError(inst *object.Instance, err error) error {
 		{neutron.ErrFixedIPInvalid, "InvalidInput"},
 		{neutron.ErrFixedIPInvalidOnHost, "FixedIpInvalidOnHost"},
 		{neutron.ErrFixedIPNotFound, "FixedIpNotFoundForInstance"},
+		{neutron.ErrNetworkNotAttached, "NetworkNotFoundForInstance"},
 		{neutron.ErrNoMoreFixedIPs, "NoMoreFixedIps"},
 		{neutron.ErrQoSNotSupported, "NetworksWithQoSPolicyNotSupported"},
 		{neutron.ErrSecurityGroupNotFound, "SecurityGroupNotFound"},

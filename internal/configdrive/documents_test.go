@@ -11,22 +11,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func server() *Server {
 	return &Server{
-		UUID: "u-1", ProjectID: "p-1", DisplayName: ptr("web 1"), Hostname: "web-1.novalocal", AvailabilityZone: ptr("nova"),
-		LaunchIndex: 2, ReservationID: ptr("r-1"), FlavorName: "small", Metadata: map[string]string{"role": "web"},
+		UUID: "u-1", ProjectID: "p-1", DisplayName: new("web 1"), Hostname: "web-1.novalocal", AvailabilityZone: new("nova"),
+		LaunchIndex: 2, ReservationID: new("r-1"), FlavorName: "small", Metadata: map[string]string{"role": "web"},
 		AdminPassword: "secret", UserData: []byte("#!/bin/sh\n"), KeyName: "key", KeyData: "ssh-rsa AAA\n",
 		KeyPair: &KeyPair{"key", "ssh", "ssh-rsa AAA\n"},
 		Files:   []File{{"/etc/motd", []byte("hello\n")}, {"/x", []byte{0, 1}}},
 		VIFs: []VIF{{
-			ID: "port-1", NetworkID: "net-1", DevName: "tapport-1", Type: "bridge", MAC: "fa:16:3e:00:00:01", MTU: ptr(1450),
+			ID: "port-1", NetworkID: "net-1", DevName: "tapport-1", Type: "bridge", MAC: "fa:16:3e:00:00:01", MTU: new(1450),
 			Subnets: []Subnet{{CIDR: "10.0.0.0/24", Version: 4, IPs: []string{"10.0.0.5"}, DHCPServer: "10.0.0.2", FloatingIPs: []string{"192.0.2.9"}}},
 		}},
 		Devices: []Device{
 			{Type: "nic", MAC: "fa:16:3e:00:00:01", Tags: []string{"front"}},
-			{Type: "nic", MAC: "fa:16:3e:00:00:02", VLAN: ptr(7)},
+			{Type: "nic", MAC: "fa:16:3e:00:00:02", VLAN: new(7)},
 			{Type: "disk", Tags: []string{"root"}, HasSerial: true},
 		},
 		SecurityGroups: []string{"default"}, BlockDevices: map[string]string{"ami": "sda", "root": "/dev/sda"},
@@ -130,7 +128,7 @@ func TestNetworkData(t *testing.T) {
 			"links": [{"id": "tapport-1", "vif_id": "port-1", "type": "bridge", "mtu": null, "ethernet_mac_address": "fa:16:3e:00:00:01"}],
 			"networks": [{"id": "network0", "type": "ipv4_dhcp", "link": "tapport-1", "network_id": "net-1"}], "services": []}`},
 		"static, both families": {[]VIF{{
-			ID: "p", NetworkID: "n", DevName: "tapp", Type: "other", MAC: "m", MTU: ptr(9000),
+			ID: "p", NetworkID: "n", DevName: "tapp", Type: "other", MAC: "m", MTU: new(9000),
 			Subnets: []Subnet{
 				{CIDR: "10.1.0.0/16", Version: 4, IPs: []string{"10.1.0.9"}, Gateway: "10.1.0.1", DNS: []string{"9.9.9.9"}, Routes: []Route{{"10.2.0.0/20", "10.1.0.3"}}},
 				{CIDR: "2001:db8::/64", Version: 6, IPs: []string{"2001:db8::9"}, Gateway: "2001:db8::1", IPv6AddressMode: "slaac", DNS: []string{"9.9.9.9"}},

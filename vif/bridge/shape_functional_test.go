@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -32,10 +31,10 @@ func send(t *testing.T, from, to *viftest.Guest, address string, bytes int) floa
 	t.Helper()
 	var listener net.Listener
 	require.NoError(t, to.Run(func() (err error) {
-		listener, err = net.Listen("tcp", address+":0") //nolint:noctx // in a namespace of its own
+		listener, err = net.Listen("tcp", address+":0")
 		return err
 	}))
-	defer listener.Close() //nolint:errcheck // a test's
+	defer listener.Close()
 	took := make(chan time.Duration, 1)
 	go func() {
 		conn, err := listener.Accept()
@@ -145,6 +144,6 @@ func TestBandwidthGivesWay(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, before, show())
 	require.NoFileExists(t, "/sys/class/net/"+vif.ShapeName(v.PortID))
-	require.False(t, strings.Contains(show(), "mirred"))
+	require.NotContains(t, show(), "mirred")
 	require.NoError(t, p.Unplug(t.Context(), v))
 }

@@ -119,6 +119,7 @@ var catalog = map[string]class{
 	"NetworkAmbiguous":                           {"Invalid", 400, "More than one possible network found. Specify network ID(s) to select which one(s) to connect to."},
 	"NetworkInterfaceTaggedAttachNotSupported":   {"Invalid", 400, "Tagged network interface attachment is not supported for this server instance."},
 	"NetworkNotFound":                            {"NotFound", 404, "Network %(network_id)s could not be found."},
+	"NetworkNotFoundForInstance":                 {"NetworkNotFound", 404, "Network could not be found for instance %(instance_id)s."},
 	"NetworkRequiresSubnet":                      {"Invalid", 400, "Network %(network_uuid)s requires a subnet in order to boot instances on."},
 	"NetworksWithQoSPolicyNotSupported":          {"Invalid", 400, "Using networks with QoS policy is not supported for instance %(instance_uuid)s. (Network ID is %(network_id)s)"},
 	"NeutronAdminCredentialConfigurationInvalid": {"Invalid", 400, "Networking client is experiencing an unauthorized exception."},
