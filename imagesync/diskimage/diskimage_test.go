@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -279,18 +280,24 @@ func TestFstab(t *testing.T) {
 }
 
 func FuzzCopy(f *testing.F) {
-	f.Add(disktest.Root().Bytes, uint32(0), byte(0))
-	f.Add(disktest.GPT(disktest.Part{Kind: disktest.RootX86, Content: named("a", "")}), uint32(0), byte(0))
-	f.Fuzz(func(t *testing.T, disk []byte, at uint32, value byte) {
-		if len(disk) > 0 {
-			disk = bytes.Clone(disk)
-			disk[int(at)%len(disk)] ^= value
+	bare := disktest.Root(disktest.File{Name: "etc/link", LinkTo: "etc/hostname"}, disktest.File{Name: "hole", Data: "x", Blocks: 9}).Bytes
+	sound := [][]byte{bare, disktest.GPT(disktest.Part{Kind: disktest.RootX86, Content: bare}), disktest.QCOW2{ClusterBits: 12}.Store(bare)}
+	f.Add(byte(0), []byte("\x00\x04\x00\x01"))
+	f.Add(byte(1), []byte("\x28\x9f\x00\x01\x2e\x9f\x00\x01"))
+	f.Add(byte(2), []byte("\x28\x50\x00\x01"))
+	f.Fuzz(func(t *testing.T, which byte, edits []byte) {
+		format := Raw
+		if int(which)%len(sound) == 2 {
+			format = QCOW2
 		}
-		_, _, err := copyOut(t, disk, Raw, unpack.Limits{Entries: 100, Bytes: 1 << 20, MaxID: 65535})
+		_, _, err := copyOut(t, disktest.Edit(sound[int(which)%len(sound)], edits, 80<<10), format, unpack.Limits{Entries: 100, Bytes: 1 << 20, MaxID: 65535})
 		var bad *Error
 		var entry *unpack.Error
 		if err != nil && !errors.As(err, &bad) && !errors.As(err, &entry) {
 			t.Fatal(err)
+		}
+		if bad != nil && strings.Contains(bad.Found, "cannot cope") {
+			t.Fatal("a panic")
 		}
 	})
 }

@@ -11,8 +11,8 @@ packages="build-essential pkg-config lxc-dev liblxc1 lxc
  xz-utils zstd squashfs-tools e2fsprogs iproute2 iputils-ping
  debootstrap ca-certificates git"
 
-# For the tests: the programs of Open vSwitch, not its service, and those that show what images carry.
-test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl"
+# For the tests: the programs of Open vSwitch, not its service, those that show what images carry, and those that make disk images.
+test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools"
 
 # Go, in case the machine has none that is new enough: Debian's fetches this one, a module like any other, and checks its sum.
 go_toolchain=golang.org/toolchain@v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)

@@ -290,14 +290,12 @@ func TestXattrs(t *testing.T) {
 }
 
 func FuzzTree(f *testing.F) {
-	f.Add(disktest.Root().Bytes, uint32(0), byte(0))
-	f.Add(disktest.Root(disktest.File{Name: "f", Data: "x", Blocks: 5}).Bytes, uint32(1024), byte(1))
-	f.Fuzz(func(t *testing.T, disk []byte, at uint32, value byte) {
-		if len(disk) > 0 {
-			disk = bytes.Clone(disk)
-			disk[int(at)%len(disk)] ^= value
-		}
-		if _, err := tree(disk); err != nil {
+	sound := disktest.Root(disktest.File{Name: "f", Data: "x", Blocks: 5}, disktest.File{Name: "d", Mode: disktest.Dir})
+	attribute(sound, 1, 4, 60, 0, 5)
+	f.Add([]byte("\x00\x04\x00\x01"))
+	f.Add([]byte("\x28\x1f\x00\x01\x2e\x1f\x00\x01"))
+	f.Fuzz(func(t *testing.T, edits []byte) {
+		if _, err := tree(disktest.Edit(sound.Bytes, edits, 40<<10)); err != nil {
 			var found *Error
 			require.ErrorAs(t, err, &found)
 		}

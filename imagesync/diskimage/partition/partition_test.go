@@ -160,9 +160,12 @@ func TestHostError(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(gpt())
-	f.Add(disktest.MBR(disktest.Part{Kind: "\x83", Content: content(1)}))
-	f.Fuzz(func(t *testing.T, disk []byte) {
+	part := disktest.Part{Kind: "\x83", Content: content(1)}
+	sound := [][]byte{gpt(), disktest.MBR(part, part, part, part, part)}
+	f.Add(byte(0), []byte("\x00\x02\x00\x01"))
+	f.Add(byte(1), []byte("\xbe\x01\x00\x05"))
+	f.Fuzz(func(t *testing.T, which byte, edits []byte) {
+		disk := disktest.Edit(sound[int(which)%len(sound)], edits, 1<<20)
 		table, err := read(disk)
 		if err != nil {
 			var bad *Error

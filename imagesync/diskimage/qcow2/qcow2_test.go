@@ -204,10 +204,19 @@ func TestHostErrors(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
+	var sound [][]byte
 	for _, q := range []disktest.QCOW2{{ClusterBits: 9}, {ClusterBits: 9, Compression: "zlib"}, {ClusterBits: 9, Compression: "zstd"}, {ClusterBits: 10, Version: 2}} {
-		f.Add(q.Store(sample(6000)))
+		sound = append(sound, q.Store(sample(6000)))
 	}
-	f.Fuzz(func(t *testing.T, file []byte) {
+	for which := range sound {
+		f.Add(byte(which), []byte("\x00\x00\x00\x00\x4f\x00\x00\x01"), uint16(0))
+		f.Add(byte(which), []byte("\x01\x02\x00\x02\x08\x04\x00\x40"), uint16(9000))
+	}
+	f.Fuzz(func(t *testing.T, which byte, edits []byte, end uint16) {
+		file := disktest.Edit(sound[int(which)%len(sound)], edits, 1<<20)
+		if end > 0 {
+			file = file[:min(int(end), len(file))]
+		}
 		i, err := Open(t.Context(), bytes.NewReader(file), int64(len(file)))
 		var bad *Error
 		if err != nil {
@@ -215,8 +224,8 @@ func FuzzOpen(f *testing.F) {
 			return
 		}
 		defer i.Close()
-		buffer := make([]byte, 100_000)
-		for at := int64(0); at < min(i.Size(), 1<<20); at += int64(len(buffer)) {
+		buffer := make([]byte, 10_000)
+		for at := int64(0); at < min(i.Size(), 100_000); at += int64(len(buffer)) {
 			if _, err := i.ReadAt(buffer, at); err != nil && !errors.Is(err, io.EOF) {
 				require.ErrorAs(t, err, &bad)
 			}
