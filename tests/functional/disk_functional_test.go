@@ -23,12 +23,13 @@ func TestBootCloudDisk(t *testing.T) {
 	image := upload(t, file, "qcow2", nil)
 	before := snapshot(t)
 	server := boot(t, cloud.NewServer{Image: image, Flavor: shared.Small})
-	answers(t, server)
 	require.Equal(t, "systemd", inside(t, server.ID, "cat", "/proc/1/comm"))
-	eventually(t, 90*time.Second, "login prompt on the console", func(ctx context.Context) (bool, error) {
+	// Before the prompt cloud-init looks for the metadata service, twice, and there is none.
+	eventually(t, 3*time.Minute, "login prompt on the console", func(ctx context.Context) (bool, error) {
 		log, err := shared.Admin.ConsoleLog(ctx, server.ID, 0)
 		return strings.Contains(log, "login:"), err
 	})
+	answers(t, server)
 	eventually(t, 90*time.Second, "end of booting", func(ctx context.Context) (bool, error) {
 		state, _ := shared.Agent.Exec(ctx, server.ID, "systemctl", "is-system-running")
 		return strings.TrimSpace(state) == "running" || strings.TrimSpace(state) == "degraded", nil
