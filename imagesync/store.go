@@ -56,6 +56,10 @@ func Open(o Options) (*Store, error) {
 }
 
 func (s *Store) open() error {
+	// Guests pass through the directories above; the store itself is closed to others.
+	if err := os.MkdirAll(filepath.Dir(s.o.Dir), 0o755); err != nil { //nolint:gosec // see above
+		return err
+	}
 	for _, dir := range []string{s.o.Dir, s.path("images"), s.path("aliases"), s.path("refs"), s.path("staging")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err

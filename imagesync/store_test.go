@@ -229,6 +229,20 @@ func TestPruneOrphan(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+// TestDirectoriesAbove: a pre-load may be the first to make them, and guests pass through them later.
+func TestDirectoriesAbove(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state", "compute-agent", "images")
+	s, err := Open(Options{Dir: dir})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	for name, want := range map[string]os.FileMode{dir: 0o700, filepath.Dir(dir): 0o755, filepath.Dir(filepath.Dir(dir)): 0o755} {
+		info, err := os.Stat(name)
+		require.NoError(t, err)
+		require.Equal(t, want, info.Mode().Perm(), name)
+	}
+}
+
 func TestLocked(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
