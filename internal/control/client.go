@@ -65,6 +65,9 @@ func (c *Client) Prune(ctx context.Context, o PruneOptions) ([]Pruned, error) {
 		return nil, err
 	}
 	answer, err := c.ask(ctx, http.MethodPost, "/prune", bytes.NewReader(body))
+	if err == nil {
+		answer.Pruned = notNil(answer.Pruned)
+	}
 	return answer.Pruned, err
 }
 

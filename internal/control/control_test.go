@@ -168,6 +168,9 @@ func TestImagesOverTheSocket(t *testing.T) {
 	removed, err := c.Prune(t.Context(), PruneOptions{})
 	require.NoError(t, err)
 	require.Equal(t, "local-y", removed[0].ID)
+	removed, err = c.Prune(t.Context(), PruneOptions{})
+	require.NoError(t, err)
+	require.Equal(t, []Pruned{}, removed, "nothing, which is not the same as no answer")
 	require.NoError(t, c.Remove(t.Context(), "local-x"))
 	a.nothingStaged()
 }
