@@ -126,14 +126,14 @@ c8: importing, 1 B
 func TestExplainImage(t *testing.T) {
 	t.Parallel()
 	for text, err := range map[string]error{
-		"openstack server delete one two":    &imagesync.InUseError{Instances: []string{"one", "two"}},
-		"try again when it has ended":        &imagesync.InUseError{},
-		"image prune --unused-for":           imagesync.ErrNoSpace,
-		"choose another --name":              imagesync.ErrExists,
-		"nothing half-done":                  control.ErrAgentEnded,
-		"compute-agent image list":           imagesync.ErrNotFound,
-		"another command runs":               imagesync.ErrLocked,
-		"some other error without a remedy!": errors.New("some other error without a remedy!"),
+		"openstack server delete one two":   &imagesync.InUseError{Instances: []string{"one", "two"}},
+		"try again when it has ended":       &imagesync.InUseError{},
+		"image prune --unused-for":          imagesync.ErrNoSpace,
+		"choose another --name":             imagesync.ErrExists,
+		"nothing half-done":                 control.ErrAgentEnded,
+		"compute-agent image list":          imagesync.ErrNotFound,
+		"another command runs":              imagesync.ErrLocked,
+		"some other error without a remedy": errors.New("some other error without a remedy"),
 	} {
 		require.ErrorContains(t, explainImage(fmt.Errorf("do it: %w", err)), text)
 	}
