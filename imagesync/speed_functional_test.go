@@ -37,13 +37,12 @@ func TestImportSpeed(t *testing.T) {
 	needImage(t, debianImage)
 	_, err := exec.LookPath("curl")
 	need(t, err == nil, "curl")
-	blocks := filepath.Join(t.TempDir(), "blocks.tar.xz")
-	run(t, "xz -dc -T0 "+debianImage+" | xz -2 -T0 --block-size=8MiB -c >"+blocks)
-	single := filepath.Join(t.TempDir(), "single.tar.xz")
-	run(t, "xz -dc -T0 "+debianImage+" | xz -2 -T1 -c >"+single)
-	for name, file := range map[string]string{"one block": single, "blocks of 8 MiB": blocks} {
-		t.Run(name, func(t *testing.T) { compareSpeed(t, file) })
-	}
+	t.Run("blocks", func(t *testing.T) { compareSpeed(t, debianImage) }) // as xz -T0 makes them
+	t.Run("one block", func(t *testing.T) {
+		single := filepath.Join(t.TempDir(), "single.tar.xz")
+		run(t, "xz -dc -T0 "+debianImage+" | xz -2 -T1 -c >"+single)
+		compareSpeed(t, single)
+	})
 }
 
 func compareSpeed(t *testing.T, file string) {
@@ -69,7 +68,7 @@ func compareSpeed(t *testing.T, file string) {
 		cpu, began = cpuTime(t), time.Now()
 		run(t, "curl -sf "+server.URL+" | xz -dc -T0 | tar -C "+dir+" -xp --xattrs --xattrs-include='*' --numeric-owner")
 		theirs, theirCPU = append(theirs, time.Since(began)), append(theirCPU, cpuTime(t)-cpu)
-		run(t, "rm -rf "+dir+" "+s.o.Dir+"; sync -f "+filepath.Dir(dir))
+		run(t, "sync -f "+dir) // and remove nothing: ext4 is slow to make files where many were removed a moment ago
 	}
 	ratio := float64(median(ours)) / float64(median(theirs))
 	t.Logf("%d MB: import %s (processor %s), curl | xz | tar %s (%s), ratio %.2f (%.2f); all: %s and %s", len(data)>>20,
