@@ -55,6 +55,7 @@ func (b *backend) List(context.Context) ([]string, error) {
 	}
 	return ids, nil
 }
+
 func (b *backend) Usage(context.Context) (storage.Usage, error) { return storage.Usage{Total: 1}, nil }
 
 func TestChoose(t *testing.T) {

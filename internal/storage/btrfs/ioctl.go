@@ -25,37 +25,34 @@ const (
 	firstSubvolumeObjectID = 256 // the inode of every subvolume's root
 )
 
+// The structs of the same file; what is always 0 here has no name.
+
 // volumeArgs is struct btrfs_ioctl_vol_args.
 type volumeArgs struct {
-	fd   int64
+	_    int64
 	name [4088]byte
 }
 
 // volumeArgs2 is struct btrfs_ioctl_vol_args_v2.
 type volumeArgs2 struct {
-	fd           int64
-	transaction  uint64
-	flags        uint64
-	qgroupsOrNot [4]uint64
-	name         [4040]byte
+	fd   int64
+	_    [6]uint64
+	name [4040]byte
 }
 
 // quotaArgs is struct btrfs_ioctl_quota_ctl_args.
-type quotaArgs struct{ command, status uint64 }
+type quotaArgs struct{ command, _ uint64 }
 
-// groupArgs is struct btrfs_ioctl_qgroup_create_args.
-type groupArgs struct{ create, id uint64 }
+// groupArgs is struct btrfs_ioctl_qgroup_create_args; this is a removal.
+type groupArgs struct{ _, id uint64 }
 
-// limitArgs is struct btrfs_ioctl_qgroup_limit_args.
-type limitArgs struct {
-	group                                                 uint64
-	flags, maxReferenced, maxExclusive, reserveR, reserve uint64
-}
+// limitArgs is struct btrfs_ioctl_qgroup_limit_args for the group of the subvolume itself.
+type limitArgs struct{ _, flags, maxReferenced, _, _, _ uint64 }
 
 // lookupArgs is struct btrfs_ioctl_ino_lookup_args.
 type lookupArgs struct {
 	tree, object uint64
-	name         [4080]byte
+	_            [4080]byte
 }
 
 func ioctl[T any](fd uintptr, request uintptr, arg *T) error {
@@ -67,7 +64,7 @@ func ioctl[T any](fd uintptr, request uintptr, arg *T) error {
 
 // in runs do with the directory that holds path, and the name in it.
 func in(path string, do func(parent uintptr, name string) error) error {
-	dir, err := os.Open(filepath.Dir(path))
+	dir, err := os.Open(filepath.Dir(path)) //nolint:gosec // paths of the pool
 	if err != nil {
 		return err
 	}
@@ -77,7 +74,7 @@ func in(path string, do func(parent uintptr, name string) error) error {
 
 // at runs do with a directory itself.
 func at(path string, do func(fd uintptr) error) error {
-	dir, err := os.Open(path)
+	dir, err := os.Open(path) //nolint:gosec // paths of the pool
 	if err != nil {
 		return err
 	}

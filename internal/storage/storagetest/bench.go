@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -55,7 +56,7 @@ func BenchmarkDelete(b *testing.B, back storage.Backend, e Environment, files in
 		}
 		require.NoError(b, large.Close())
 		for n := range files {
-			require.NoError(b, os.WriteFile(filepath.Join(path, "tmp", fmt.Sprint(n)), nil, 0o600))
+			require.NoError(b, os.WriteFile(filepath.Join(path, "tmp", strconv.Itoa(n)), nil, 0o600))
 		}
 		b.StartTimer()
 		start := time.Now()
@@ -72,7 +73,7 @@ func BenchmarkSecond(b *testing.B, back storage.Backend, e Environment, megabyte
 	_, _ = rand.Read(random) // never fails
 	for n := range megabytes {
 		random[0] = byte(n)
-		require.NoError(b, os.WriteFile(filepath.Join(e.Image, "home", fmt.Sprint(n)), random, 0o600))
+		require.NoError(b, os.WriteFile(filepath.Join(e.Image, "home", strconv.Itoa(n)), random, 0o600))
 	}
 	first := root(e, "first", 0, 4)
 	require.NoError(b, back.Create(b.Context(), first))

@@ -56,11 +56,11 @@ func (s suite) killed(t *testing.T, e Environment, _ storage.Backend) {
 		cmd.Stderr = os.Stderr
 		require.NoError(t, cmd.Start())
 		lines := bufio.NewScanner(out)
-		for lines.Scan() && lines.Text() != "ready" { //nolint:revive // what the testing package prints comes first
+		for lines.Scan() && lines.Text() != "ready" { // what the testing package prints comes first
 		}
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond) //nolint:forbidigo,gosec // the point is not to know when
 		require.NoError(t, cmd.Process.Kill())
-		for lines.Scan() { //nolint:revive // to its end
+		for lines.Scan() {
 		}
 		_ = cmd.Wait()
 
@@ -106,7 +106,7 @@ func SmallFileSystem(t testing.TB, dir string, megabytes int64) {
 	file := dir + ".small"
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, megabytes<<20))
-	out, err := exec.Command("/sbin/mkfs.ext4", "-q", "-F", "-m", "0", file).CombinedOutput() //nolint:gosec,noctx // a fixed command
+	out, err := exec.Command("/sbin/mkfs.ext4", "-q", "-F", "-m", "0", file).CombinedOutput() //nolint:noctx // it takes a moment
 	require.NoError(t, err, string(out))
 	device, err := loop.Attach(file)
 	require.NoError(t, err)
