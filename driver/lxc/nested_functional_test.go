@@ -19,11 +19,9 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
 )
 
-// TestFunctionalNestedOverlay: the root of a guest that is to run containers of its own can mount an overlay
-// on its root disk, write through it, and see the layers apart.
-func TestFunctionalNestedOverlay(t *testing.T) {
-	base := testDir(t)
-	pools := filepath.Join(base, "pools")
+// mountBtrfs mounts a btrfs of its own below base.
+func mountBtrfs(t *testing.T, base string) string {
+	t.Helper()
 	onBtrfs := filepath.Join(base, "btrfs")
 	require.NoError(t, os.Mkdir(onBtrfs, 0o755))
 	image := filepath.Join(base, "btrfs.img")
@@ -36,6 +34,45 @@ func TestFunctionalNestedOverlay(t *testing.T) {
 		require.NoErrorf(t, err, "%s", out)
 	}
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(onBtrfs, unix.MNT_DETACH)) })
+	return onBtrfs
+}
+
+// TestFunctionalSubvolume: a guest cannot make subvolumes, whose content its root disk's quota would not count. With
+// a policy that allows the calls it can.
+func TestFunctionalSubvolume(t *testing.T) {
+	base := testDir(t)
+	back, err := btrfs.New(filepath.Join(mountBtrfs(t, base), "pool"))
+	require.NoError(t, err)
+	tree := filepath.Join(base, "image")
+	require.NoError(t, os.MkdirAll(filepath.Join(tree, "tool"), 0o755))
+	drivertest.BusyboxRootFS(t, tree, storage.IDRange{Size: 65536})
+	// The program and all that it is linked with.
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", "p=$(command -v btrfs) && cp -L $p $(ldd $p | grep -o '/[^ ]*') "+filepath.Join(tree, "tool")).CombinedOutput()
+	require.NoErrorf(t, err, "%s", out)
+	open := filepath.Join(base, "open.policy")
+	require.NoError(t, os.WriteFile(open, []byte("2\ndenylist\n[all]\nkexec_load errno 38\n"), 0o600))
+	for policy, want := range map[string]string{"": "not permitted", open: "made"} {
+		d := newDriver(t, func(o *Options) { o.SeccompProfile = policy })
+		spec, plain := newSpec(t)
+		require.NoError(t, os.RemoveAll(plain))
+		root := storage.Root{InstanceID: spec.UUID, ImagePath: tree, SizeGB: 1, IDs: spec.IDs}
+		require.NoError(t, back.Create(t.Context(), root))
+		rootfs, err := back.Mount(t.Context(), root)
+		require.NoError(t, err)
+		require.NoError(t, d.Create(t.Context(), spec, rootfs))
+		require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+		require.Contains(t, run(t, d, spec.UUID, "/tool/ld-linux-x86-64.so.2 --library-path /tool /tool/btrfs subvolume create /sub 2>&1 && echo made; true"), want)
+		require.NoError(t, d.Destroy(t.Context(), spec.UUID))
+		require.NoError(t, back.Delete(t.Context(), spec.UUID))
+	}
+}
+
+// TestFunctionalNestedOverlay: the root of a guest that is to run containers of its own can mount an overlay
+// on its root disk, write through it, and see the layers apart.
+func TestFunctionalNestedOverlay(t *testing.T) {
+	base := testDir(t)
+	pools := filepath.Join(base, "pools")
+	onBtrfs := mountBtrfs(t, base)
 	tree := filepath.Join(base, "image")
 	require.NoError(t, os.Mkdir(tree, 0o755))
 	drivertest.BusyboxRootFS(t, tree, storage.IDRange{Size: 65536})

@@ -48,16 +48,16 @@ func diskItems(l flavor.DiskLimits, lay layout, devices []storage.Device) []item
 	bounds := throttles(l)
 	var items []item
 	for _, d := range devices {
-		line := d.Number
+		line := []string{d.Number}
 		for _, t := range bounds {
 			value := strconv.FormatInt(t.value, 10)
-			line += " " + t.v2 + "=" + value
+			line = append(line, t.v2+"="+value)
 			if lay != layoutV2 {
 				items = append(items, item{"lxc.cgroup." + t.v1, d.Number + " " + value})
 			}
 		}
 		if lay == layoutV2 && len(bounds) > 0 {
-			items = append(items, item{"lxc.cgroup2.io.max", line})
+			items = append(items, item{"lxc.cgroup2.io.max", strings.Join(line, " ")})
 		}
 	}
 	return items

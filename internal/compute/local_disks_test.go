@@ -91,9 +91,7 @@ func bdmObject(id int, fields map[string]any) any {
 		"id": id, "uuid": "bdm-" + string(rune('0'+id)), "instance_uuid": uuid, "source_type": "blank", "destination_type": "local",
 		"guest_format": nil, "boot_index": -1, "device_name": nil, "volume_size": nil, "delete_on_termination": true, "no_device": false, "encrypted": false,
 	}
-	for k, v := range fields {
-		data[k] = v
-	}
+	maps.Copy(data, fields)
 	return map[string]any{"nova_object.name": "BlockDeviceMapping", "nova_object.namespace": "nova", "nova_object.version": "1.21", "nova_object.data": data}
 }
 

@@ -89,6 +89,23 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// TestSubvolumesWithin: a root disk goes even if its guest has made subvolumes in it.
+func TestSubvolumesWithin(t *testing.T) {
+	b, e := open(t)
+	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: ids}
+	require.NoError(t, b.Create(t.Context(), r))
+	disk := b.disk("a")
+	for _, path := range []string{"home/one", "home/one/two", "three"} {
+		require.NoError(t, createSubvolume(filepath.Join(disk, path)))
+	}
+	require.NoError(t, b.Delete(t.Context(), "a"))
+	trash, err := filepath.Glob(filepath.Join(e.Dir, ".trash/*"))
+	require.NoError(t, err)
+	require.Len(t, trash, 1)
+	require.NoError(t, remove(trash[0]))
+	require.NoDirExists(t, trash[0])
+}
+
 // TestCrash: what was cut off is wiped at the next start.
 func TestCrash(t *testing.T) {
 	b, e := open(t)

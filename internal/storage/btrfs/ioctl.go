@@ -3,6 +3,7 @@ package btrfs
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"unsafe"
@@ -121,11 +122,19 @@ func destroy(path string) error {
 	if id == 0 {
 		return os.RemoveAll(path)
 	}
-	err = in(path, func(parent uintptr, name string) error {
-		var args volumeArgs
-		copy(args.name[:len(args.name)-1], name)
-		return ioctl(parent, ioctlSnapshotDestroy, &args)
-	})
+	remove := func() error {
+		return in(path, func(parent uintptr, name string) error {
+			var args volumeArgs
+			copy(args.name[:len(args.name)-1], name)
+			return ioctl(parent, ioctlSnapshotDestroy, &args)
+		})
+	}
+	err = remove()
+	if errors.Is(err, unix.ENOTEMPTY) { // a guest whose seccomp policy allows it has made some inside
+		if err = destroyWithin(path); err == nil {
+			err = remove()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("destroy subvolume %s: %w", path, err)
 	}
@@ -137,10 +146,27 @@ func destroy(path string) error {
 	return nil
 }
 
+// destroyWithin removes the subvolumes below a directory. Links are not followed.
+func destroyWithin(path string) error {
+	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error {
+		if err != nil || at == path || !d.IsDir() {
+			return err
+		}
+		id, err := subvolume(at)
+		if err != nil || id == 0 {
+			return err
+		}
+		if err := destroy(at); err != nil {
+			return err
+		}
+		return fs.SkipDir
+	})
+}
+
 // subvolume is the number of a subvolume; 0: path is an ordinary directory.
 func subvolume(path string) (uint64, error) {
 	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
+	if err := unix.Lstat(path, &st); err != nil { //nolint:gosec // paths of the pool
 		return 0, &os.PathError{Op: "look at", Path: path, Err: err}
 	}
 	if st.Ino != firstSubvolumeObjectID || st.Mode&unix.S_IFMT != unix.S_IFDIR {
