@@ -178,9 +178,6 @@ func (m *Manager) spawnInstance(ctx context.Context, r *buildRequest, s *spawn) 
 	if err := s.tellDevices(ctx); err != nil {
 		return err
 	}
-	if err := s.writeConfigDrive(ctx); err != nil {
-		return err
-	}
 	if err := s.start(ctx); err != nil {
 		return err
 	}

@@ -52,8 +52,8 @@ func (m *Manager) drivePath(inst *object.Instance, policy string) string {
 	return m.Drives.Path(inst.UUID)
 }
 
-// writeConfigDrive makes a server's config drive and mounts it for the guest's start. owner is
-// the host's id of the guest's root. Every start of a new guest (build, rebuild, unshelve) writes it anew.
+// writeConfigDrive makes a server's config drive; the start mounts it. owner is the host's id of
+// the guest's root. Every new guest of a server (build, rebuild, unshelve) gets a new one.
 func (m *Manager) writeConfigDrive(ctx context.Context, inst *object.Instance, owner uint32, c driveContent) error {
 	server, err := m.describeServer(ctx, inst, c)
 	if err != nil {
@@ -65,10 +65,7 @@ func (m *Manager) writeConfigDrive(ctx context.Context, inst *object.Instance, o
 	if err != nil {
 		return err
 	}
-	if err := m.Drives.Write(ctx, inst.UUID, owner, documents); err != nil {
-		return err
-	}
-	return m.Drives.Mount(inst.UUID)
+	return m.Drives.Write(ctx, inst.UUID, owner, documents)
 }
 
 func (m *Manager) describeServer(ctx context.Context, inst *object.Instance, c driveContent) (*configdrive.Server, error) {

@@ -293,13 +293,21 @@ func (s *spawn) tellDevices(ctx context.Context) error {
 	return s.m.Conductor.SaveInstance(ctx, s.inst, map[string]any{"device_metadata": devices})
 }
 
-// writeConfigDrive makes the server's config drive, if it has one.
+// writeConfigDrive makes the server's config drive, if it has one, of what the request and the
+// instance say of it. The root disk is there, and with it the guest's ids.
 func (s *spawn) writeConfigDrive(ctx context.Context) error {
 	if !s.m.wantsConfigDrive(s.inst, s.r.Image.Property(imageConfigDrive)) {
 		return nil
 	}
 	content := driveContent{
 		Files: s.r.InjectedFiles, SecurityGroups: s.r.SecurityGroups, BDMs: s.r.BDMs, Info: s.info, Devices: s.devices,
+	}
+	if s.alloc == nil { // a server that had its ports before
+		content.Info = s.inst.NetworkInfo()
+		var err error
+		if content.Devices, err = s.m.devices(ctx, s.inst); err != nil {
+			return err
+		}
 	}
 	if s.r.AdminPassword != nil {
 		content.Password = *s.r.AdminPassword
@@ -314,6 +322,12 @@ func (s *spawn) writeConfigDrive(ctx context.Context) error {
 // its image has templates for.
 func (s *spawn) start(ctx context.Context) error {
 	if err := s.applyTemplates(ctx); err != nil {
+		return err
+	}
+	if err := s.writeConfigDrive(ctx); err != nil {
+		return err
+	}
+	if err := s.m.Drives.Mount(s.inst.UUID); err != nil {
 		return err
 	}
 	var nics []driver.NIC

@@ -57,7 +57,7 @@ func TestConfigDrive(t *testing.T) {
 	}
 
 	// What is on the host: the owner's, and nobody else's.
-	tree := filepath.Join(shared.Agent.StateDir(), "configdrive", server.ID, "tree")
+	tree := filepath.Join(shared.Agent.StateDir(), "compute-agent", "configdrive", server.ID, "tree")
 	require.NoError(t, filepath.WalkDir(tree, func(path string, e os.DirEntry, err error) error {
 		require.NoError(t, err)
 		info, err := e.Info()
