@@ -39,5 +39,5 @@ func (d *Driver) OpenRoot(ctx context.Context, uuid string) (*os.File, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open root of instance %s: %w", uuid, driver.ErrNotRunning)
 	}
-	return os.NewFile(uintptr(fd), "root of instance "+uuid), nil //nolint:gosec // descriptors are not negative
+	return os.NewFile(uintptr(fd), "root of instance "+uuid), nil
 }

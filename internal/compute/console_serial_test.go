@@ -17,7 +17,7 @@ import (
 // consoles is a world whose server has a serial console.
 func consoles(t *testing.T, ports ...int) *world {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	first := l.Addr().(*net.TCPAddr).Port
 	require.NoError(t, l.Close())
@@ -74,9 +74,9 @@ func TestSerialConsole(t *testing.T) {
 	require.Equal(t, false, validate("many", "serial"))
 	require.Equal(t, true, validate(strconv.Itoa(port), "serial"))
 
-	conn, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port)) //nolint:noctx // a test
+	conn, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port))
 	require.NoError(t, err)
-	defer conn.Close() //nolint:errcheck // a test
+	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
 	_, err = io.WriteString(conn, "typed")
 	require.NoError(t, err)
@@ -122,9 +122,9 @@ func TestSerialConsoleRefusals(t *testing.T) {
 	})
 	t.Run("no port is free", func(t *testing.T) {
 		t.Parallel()
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
-		defer l.Close() //nolint:errcheck // a test
+		defer l.Close()
 		taken := l.Addr().(*net.TCPAddr).Port
 		w := consoles(t, taken, taken)
 		_, err = w.operate("get_serial_console", "", map[string]any{"console_type": "serial"})

@@ -17,7 +17,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/state"
 )
 
-// ErrNoPort: every port of the range is in use.
+// ErrNoPort tells that every port of the range is in use.
 var ErrNoPort = errors.New("no port of the serial consoles' range is free")
 
 // bucket holds the port of every guest that was given one.
@@ -113,7 +113,7 @@ func (s *Server) Port(ctx context.Context, uuid string) (int, error) {
 		if taken[number] {
 			continue
 		}
-		err := s.listen(s.ctx, uuid, number)
+		err := s.listen(s.ctx, uuid, number) //nolint:contextcheck // it serves for as long as Run runs
 		if errors.Is(err, unix.EADDRINUSE) {
 			continue
 		}

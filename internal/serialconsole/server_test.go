@@ -92,9 +92,9 @@ func database(t *testing.T) *state.DB {
 // free finds a range of two ports that nobody listens on just now.
 func free(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer l.Close() //nolint:errcheck // a test
+	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -203,7 +203,7 @@ func TestGuestThatReboots(t *testing.T) {
 	c.says("before")
 	g.fail("a", errDown)
 	require.NoError(t, g.console("a").Close())
-	time.Sleep(2 * openPoll) //nolint:forbidigo // the reboot
+	time.Sleep(2 * openPoll)
 	g.fail("a", nil)
 	require.Eventually(t, func() bool { return g.console("a") != nil }, patience, time.Millisecond)
 	c.says("after")
@@ -249,9 +249,9 @@ func TestPortsSurviveARestart(t *testing.T) {
 	stop()
 	c.ends()
 
-	thief, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(b)) //nolint:noctx // a test
+	thief, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(b))
 	require.NoError(t, err)
-	defer thief.Close() //nolint:errcheck // a test
+	defer thief.Close()
 	s, _ = serve(t, g, db, first, first+20)
 	again, err := s.Port(t.Context(), "a")
 	require.NoError(t, err)
@@ -265,9 +265,9 @@ func TestPortsSurviveARestart(t *testing.T) {
 
 func TestNoPortIsFree(t *testing.T) {
 	t.Parallel()
-	taken, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer taken.Close() //nolint:errcheck // a test
+	defer taken.Close()
 	number := taken.Addr().(*net.TCPAddr).Port
 	s, stop := serve(t, newGuests(), database(t), number, number)
 	_, err = s.Port(t.Context(), "a")

@@ -66,7 +66,7 @@ func openat2(dir *os.File, name string, flags int, resolve uint64) (*os.File, er
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), name), nil //nolint:gosec // descriptors are not negative
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // open opens a regular file and nothing else: it is looked at before it is opened, which for a pipe or
@@ -164,7 +164,7 @@ func (p place) create(name string, uid, gid uint32) (*os.File, error) {
 			}
 			var fd int
 			if fd, r.err = unix.Openat2(int(p.dir.Fd()), name, how); r.err == nil {
-				r.f = os.NewFile(uintptr(fd), name) //nolint:gosec // descriptors are not negative
+				r.f = os.NewFile(uintptr(fd), name)
 			}
 		}
 		done <- r

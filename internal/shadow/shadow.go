@@ -30,7 +30,7 @@ func SetPassword(ctx context.Context, root *os.File, user, password string) erro
 	if err != nil {
 		return fmt.Errorf("keep the guest's root: %w", err)
 	}
-	own := os.NewFile(uintptr(fd), root.Name()) //nolint:gosec // descriptors are not negative
+	own := os.NewFile(uintptr(fd), root.Name())
 	done := make(chan error, 1)
 	go func() {
 		defer own.Close() //nolint:errcheck // only a path

@@ -2,6 +2,7 @@ package shadow
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,9 +61,7 @@ func guest(t *testing.T, files map[string]string) (*os.File, string) {
 	t.Helper()
 	dir := t.TempDir()
 	all := map[string]string{"etc/passwd": passwdText, "etc/shadow": shadowText, "etc/login.defs": "ENCRYPT_METHOD SHA512\n"}
-	for name, text := range files {
-		all[name] = text
-	}
+	maps.Copy(all, files)
 	for name, text := range all {
 		if text == "-" {
 			continue
@@ -180,7 +179,7 @@ func TestSetPasswordFails(t *testing.T) {
 		require.ErrorIs(t, SetPassword(t.Context(), root, "root", "p"), ErrNoAccounts)
 		empty, err := os.Open(t.TempDir())
 		require.NoError(t, err)
-		defer empty.Close() //nolint:errcheck // a directory
+		defer empty.Close()
 		require.ErrorIs(t, SetPassword(t.Context(), empty, "root", "p"), ErrNoAccounts)
 	})
 	t.Run("no shadow file although passwd says so", func(t *testing.T) {

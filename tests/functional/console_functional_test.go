@@ -86,9 +86,9 @@ func (s *typist) cutOff() bool {
 	return s.err != nil
 }
 
-// TestSerialConsole types a login through nova-serialproxy, as a user whose network is broken would.
+// TestSerialConsole types a login through nova-serialproxy, as the user of a server without a network does.
 func TestSerialConsole(t *testing.T) {
-	server := boot(t, cloud.NewServer{Image: shared.Debian, Flavor: shared.Small})
+	server := boot(t, cloud.NewServer{Image: shared.Debian, Flavor: shared.Small, Networks: "none"})
 	do(t, server.ID, "changePassword", map[string]string{"adminPass": "type-this"})
 	logShows(t, server.ID, "login:", 90*time.Second)
 
@@ -136,7 +136,7 @@ func logShows(t *testing.T, id, text string, limit time.Duration) {
 }
 
 func TestConsoleLogLines(t *testing.T) {
-	server := boot(t, cloud.NewServer{})
+	server := boot(t, cloud.NewServer{Networks: "none"})
 	inside(t, server.ID, "sh", "-c", "for i in $(seq 1 30); do echo line-$i; done > /dev/console")
 	logShows(t, server.ID, "line-30", 10*time.Second)
 	log, err := shared.Admin.ConsoleLog(within(t, 10*time.Second), server.ID, 4)
@@ -146,7 +146,7 @@ func TestConsoleLogLines(t *testing.T) {
 
 // TestConsoleRefusals: what a container has not, and who may not connect.
 func TestConsoleRefusals(t *testing.T) {
-	server := boot(t, cloud.NewServer{})
+	server := boot(t, cloud.NewServer{Networks: "none"})
 	for protocol, kind := range map[string]string{"vnc": "novnc", "spice": "spice-html5", "mks": "webmks"} {
 		err := shared.Admin.Do(within(t, 20*time.Second), "POST", cloud.Compute, "/servers/"+server.ID+"/remote-consoles",
 			map[string]any{"remote_console": map[string]string{"protocol": protocol, "type": kind}}, nil)
@@ -167,7 +167,7 @@ func TestConsoleRefusals(t *testing.T) {
 	require.NotEmpty(t, port)
 	raw, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", port), 5*time.Second)
 	require.NoError(t, err)
-	defer raw.Close() //nolint:errcheck // a test
+	defer raw.Close()
 	require.NoError(t, raw.SetDeadline(time.Now().Add(5*time.Second)))
 	n, err := raw.Read(make([]byte, 16))
 	require.Zero(t, n)

@@ -195,7 +195,7 @@ func guestPID(t *testing.T, id string) int {
 
 // TestLockAndRename: both are nova's alone, and the guest's name stays.
 func TestLockAndRename(t *testing.T) {
-	server := boot(t, cloud.NewServer{Name: "before"})
+	server := boot(t, cloud.NewServer{Name: "before", Networks: "none"})
 	require.NoError(t, shared.Admin.Action(within(t, 10*time.Second), server.ID, "lock", nil, nil))
 	act(t, server.ID, "os-stop", nil, "SHUTOFF") // an administrator may
 	act(t, server.ID, "os-start", nil, "ACTIVE")
@@ -210,7 +210,7 @@ func TestLockAndRename(t *testing.T) {
 }
 
 func TestSetPassword(t *testing.T) {
-	server := boot(t, cloud.NewServer{Image: shared.Debian, Flavor: shared.Small})
+	server := boot(t, cloud.NewServer{Image: shared.Debian, Flavor: shared.Small, Networks: "none"})
 	before := inside(t, server.ID, "stat", "-c", "%u %g %a", "/etc/shadow")
 	require.NoError(t, shared.Admin.Action(within(t, 60*time.Second), server.ID, "changePassword", map[string]string{"adminPass": "fÜr root: $1"}, nil))
 	requireAction(t, server.ID, "changePassword", "compute_set_admin_password")
@@ -303,7 +303,7 @@ func TestHostOperations(t *testing.T) {
 		require.Contains(t, out.Hypervisor.Uptime, "load average")
 	}
 
-	server := boot(t, cloud.NewServer{})
+	server := boot(t, cloud.NewServer{Networks: "none"})
 	err = shared.Admin.Action(within(t, 20*time.Second), server.ID, "trigger_crash_dump", nil, nil)
 	require.NoError(t, err, "the API does not wait")
 	events := lastAction(t, server.ID, "trigger_crash_dump")
