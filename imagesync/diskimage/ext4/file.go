@@ -165,7 +165,7 @@ func (fs *FS) isFastLink(i *Inode) bool {
 	}
 	own := i.blocks
 	if i.acl != 0 {
-		own -= min(own, uint64(fs.sb.blockSize/512))
+		own -= min(own, fs.sb.blockBytes()/512)
 	}
 	return own == 0
 }

@@ -129,7 +129,7 @@ func (fs *FS) checkBlocks(first, count uint64) error {
 
 // inodeTable finds the inode table of a group.
 func (fs *FS) inodeTable(group uint32) (uint64, error) {
-	perBlock := uint64(fs.sb.blockSize) / uint64(fs.sb.descSize)
+	perBlock := fs.sb.blockBytes() / uint64(fs.sb.descSize)
 	b, err := fs.block(fs.sb.descriptorBlock(uint64(group) / perBlock))
 	if err != nil {
 		return 0, err

@@ -97,7 +97,7 @@ func (fs *FS) inode(n uint32) (*Inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseInode(n, b[offset&uint64(fs.sb.blockSize-1):][:fs.sb.inodeSize])
+	return parseInode(n, b[offset&(fs.sb.blockBytes()-1):][:fs.sb.inodeSize])
 }
 
 func parseInode(n uint32, b []byte) (*Inode, error) {

@@ -124,7 +124,7 @@ func (fs *FS) mapIndirect(i *Inode, n uint64) (run, error) {
 		return fs.consecutive(i, i.data[4*n:4*direct])
 	}
 	left := n - direct
-	perBlock := uint64(fs.sb.blockSize / 4)
+	perBlock := fs.sb.blockBytes() / 4
 	covers := perBlock // blocks of the file below the pointer at this level
 	for level := range 3 {
 		if left >= covers {

@@ -89,6 +89,9 @@ func parseSuper(raw []byte, size int64) (superblock, error) {
 	return sb, sb.check(size)
 }
 
+// blockBytes is the size of a block for arithmetic with numbers of the disk.
+func (sb *superblock) blockBytes() uint64 { return 1 << sb.blockBits }
+
 func text(b []byte) string {
 	s, _, _ := strings.Cut(string(b), "\x00")
 	return s
@@ -103,7 +106,7 @@ func (sb *superblock) check(size int64) error {
 		return bad("has blocks of 2^%d bytes", sb.blockBits)
 	}
 	sb.blockSize = 1 << sb.blockBits
-	bs := uint64(sb.blockSize)
+	bs := sb.blockBytes()
 	if sb.inodeSize < 128 || sb.inodeSize&(sb.inodeSize-1) != 0 || uint64(sb.inodeSize) > bs {
 		return bad("has inodes of %d bytes", sb.inodeSize)
 	}
@@ -173,7 +176,7 @@ func (sb *superblock) descriptorBlock(n uint64) uint64 {
 	if sb.incompat&incompatMetaBG == 0 || n < uint64(sb.firstMetaBG) {
 		return uint64(superOffset>>sb.blockBits) + 1 + n
 	}
-	group := n * uint64(sb.blockSize) / uint64(sb.descSize)
+	group := n * sb.blockBytes() / uint64(sb.descSize)
 	block := uint64(sb.firstData) + group*uint64(sb.perGroup)
 	if sb.hasBackup(group) {
 		block++

@@ -66,6 +66,9 @@ func Open(ctx context.Context, src io.ReaderAt, size int64) (*Image, error) {
 // Size is the size of the disk in bytes.
 func (i *Image) Size() int64 { return i.h.size }
 
+// end is the size of the file for arithmetic with numbers of the image.
+func (i *Image) end() uint64 { return uint64(i.file) } //nolint:gosec // positive
+
 // Close frees what the decompressors hold.
 func (i *Image) Close() {
 	if i.zstd != nil {
@@ -125,7 +128,7 @@ func (i *Image) readRun(p []byte, offset int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n := min(uint64(len(p)), uint64(i.clusterSize)-within)
+	n := min(uint64(len(p)), (i.mask+1)-within)
 	switch e.kind {
 	case clusterZero:
 		clear(p[:n])
@@ -136,8 +139,8 @@ func (i *Image) readRun(p []byte, offset int64) (int, error) {
 		}
 		copy(p[:n], data[within:])
 	case clusterPlain:
-		for next := e.offset; n < uint64(len(p)); n = min(uint64(len(p)), n+uint64(i.clusterSize)) {
-			guest, next = guest+1, next+uint64(i.clusterSize)
+		for next := e.offset; n < uint64(len(p)); n = min(uint64(len(p)), n+(i.mask+1)) {
+			guest, next = guest+1, next+(i.mask+1)
 			if f, err := i.lookup(guest); err != nil || f.kind != clusterPlain || f.offset != next {
 				break // an error shows when it is this cluster's turn
 			}
@@ -151,7 +154,7 @@ func (i *Image) readRun(p []byte, offset int64) (int, error) {
 
 // lookup finds a guest cluster.
 func (i *Image) lookup(guest uint64) (extent, error) {
-	perTable := uint64(i.clusterSize / 8)
+	perTable := (i.mask + 1) / 8
 	offset := i.l1[guest/perTable]
 	if offset == 0 {
 		return extent{kind: clusterZero}, nil
@@ -170,7 +173,7 @@ func (i *Image) unpack(out []byte, guest uint64, e extent) error {
 		i.packed = make([]byte, 2*i.clusterSize+sectorSize)
 	}
 	in := i.packed[:e.length]
-	if err := i.read(in, int64(e.offset)); err != nil {
+	if err := i.read(in, int64(e.offset)); err != nil { //nolint:gosec // in the file
 		return err
 	}
 	var err error

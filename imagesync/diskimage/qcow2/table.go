@@ -42,7 +42,7 @@ func (i *Image) decode(entry uint64) (extent, error) {
 		offset := entry & (1<<split - 1)
 		sectors := (entry &^ (bitCompressed | bitCopied)) >> split
 		e := extent{kind: clusterPacked, offset: offset, length: (sectors+1)*sectorSize - offset&sectorSizeMask}
-		if entry&bitCopied != 0 || offset == 0 || offset >= uint64(i.file) {
+		if entry&bitCopied != 0 || offset == 0 || offset >= i.end() {
 			return extent{}, bad("with compressed data at byte %d of a file of %d bytes", offset, i.file)
 		}
 		return e, nil
@@ -55,7 +55,7 @@ func (i *Image) decode(entry uint64) (extent, error) {
 		return extent{kind: clusterZero}, nil
 	}
 	// The last cluster of a file may be shorter: zeros follow.
-	if offset >= uint64(i.file) {
+	if offset >= i.end() {
 		return extent{}, bad("with a cluster at byte %d of a file of %d bytes", offset, i.file)
 	}
 	return extent{kind: clusterPlain, offset: offset}, nil
@@ -77,13 +77,13 @@ type scan struct {
 }
 
 func (i *Image) scan(ctx context.Context) error {
-	clusters := (uint64(i.file) + i.mask) >> i.h.clusterBits
+	clusters := (i.end() + i.mask) >> i.h.clusterBits
 	if clusters > maxClusters {
 		return bad("of %d bytes in clusters of %d bytes, more than %d of them", i.file, i.clusterSize, maxClusters)
 	}
 	s := scan{Image: i, plain: make(bitmap, clusters/64+1), packed: make(bitmap, clusters/64+1)}
 	s.plain.set(0) // the header
-	for offset := i.h.l1Offset; offset < i.h.l1Offset+uint64(i.h.l1Entries)*8; offset += uint64(i.clusterSize) {
+	for offset := i.h.l1Offset; offset < i.h.l1Offset+uint64(i.h.l1Entries)*8; offset += (i.mask + 1) { //nolint:gosec // at most 4 Mi
 		if err := s.claim(offset, "its first-level table"); err != nil {
 			return err
 		}
@@ -100,7 +100,7 @@ func (i *Image) scan(ctx context.Context) error {
 		if entry&l1Reserved != 0 || offset&i.mask != 0 || offset == 0 {
 			return bad("with the malformed first-level entry %#016x", entry)
 		}
-		if offset+uint64(i.clusterSize) > uint64(i.file) {
+		if offset+(i.mask+1) > i.end() {
 			return bad("with a second-level table at byte %d of a file of %d bytes", offset, i.file)
 		}
 		if err := s.claim(offset, fmt.Sprintf("second-level table %d", n)); err != nil {
@@ -127,7 +127,7 @@ func (s *scan) table(n int, table []byte) error {
 			continue
 		}
 		guest := first + int64(j/8)
-		if guest >= (s.h.size+int64(s.mask))>>s.h.clusterBits {
+		if guest >= (s.h.size+int64(s.mask))>>s.h.clusterBits { //nolint:gosec // at most 2 MiB
 			return nil
 		}
 		e, err := s.decode(entry)
@@ -141,7 +141,7 @@ func (s *scan) table(n int, table []byte) error {
 				return err
 			}
 		case clusterPacked:
-			last := min(e.offset+e.length, uint64(s.file)) - 1
+			last := min(e.offset+e.length, s.end()) - 1
 			for c := e.offset >> s.h.clusterBits; c <= last>>s.h.clusterBits; c++ {
 				if s.plain.has(c) {
 					return bad("with overlapping clusters: compressed cluster %d of the disk is at byte %d, which has another use", guest, e.offset)
