@@ -9,11 +9,11 @@ import (
 const fstabMark = "# no such device in a container: "
 
 // containerFstab comments out the lines of an fstab whose source is a block device
-// or a file to swap to: the root, which is mounted already, the partitions for booting, swap. In a
-// container systemd leaves such lines alone by itself where /sys is read-only
-// (src/fstab-generator/fstab-generator.c:parse_fstab), which is not so for nested
-// guests; older releases remount the root, and other inits check it and stop when
-// there is no device. File systems without a device and from the network stay.
+// or a file to swap to: the root, which is mounted already, the partitions for
+// booting, swap. systemd leaves such lines alone by itself only where /sys is
+// read-only (src/fstab-generator/fstab-generator.c:parse_fstab), and a guest's is
+// not: seen were a failed systemd-remount-fs and, after 90 s of waiting for the EFI
+// partition, the emergency shell. File systems without a device and from the network stay.
 func containerFstab(text []byte) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(text) {

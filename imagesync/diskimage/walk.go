@@ -226,7 +226,7 @@ const maxFstab = 1 << 20
 // sanitise replaces the content of /etc/fstab, whose devices a container does not have.
 func (w *walk) sanitise(hdr *tar.Header) error {
 	if hdr.Size > maxFstab {
-		return nil // nothing reads it as one
+		return nil // as it is
 	}
 	text, err := io.ReadAll(w.content)
 	if err != nil {
