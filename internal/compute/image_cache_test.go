@@ -138,7 +138,8 @@ func TestImageOfBuildInFlight(t *testing.T) {
 	defer release()
 	_, err := w.handler("build_and_run_instance")(user(t), w.buildArgs(nil))
 	require.NoError(t, err)
-	for len(w.images()) == 0 || len(w.images()[0].Instances) == 0 {
+	for deadline := time.Now().Add(patience); len(w.images()) == 0 || len(w.images()[0].Instances) == 0; {
+		require.True(t, time.Now().Before(deadline), "the build has lost its image")
 		require.NoError(t, w.manageImageCache(adminContext(t.Context())))
 	}
 	require.NoError(t, w.manageImageCache(adminContext(t.Context())))
