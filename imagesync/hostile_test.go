@@ -227,7 +227,7 @@ func TestOddArchives(t *testing.T) {
 func TestBombs(t *testing.T) {
 	t.Parallel()
 	const limit = 8 << 20
-	size := 128 << 20
+	size := 32 << 20
 	archive := append(makeTar(t, rootfs("./"), nil), make([]byte, size)...) // zeros behind the end
 	inside := makeTar(t, append(rootfs("./"), &tar.Header{Name: "./zeros", Size: int64(size)}), map[string]string{"./zeros": string(make([]byte, size))})
 	for compression, compress := range compressions {
@@ -340,15 +340,15 @@ func (m manyEntries) Open(context.Context, int64) (io.ReadCloser, error) {
 func TestManyEntries(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
-	img, err := s.Sync(t.Context(), Request{ID: "many", Source: manyEntries{t, 200_000}})
+	img, err := s.Sync(t.Context(), Request{ID: "many", Source: manyEntries{t, 100_000}})
 	require.NoError(t, err)
 	require.Equal(t, []string{"etc", "sbin"}, readDir(t, img.Path))
 
-	s = openStore(t, func(o *Options) { o.MaxEntries = 100_000 })
-	_, err = s.Sync(t.Context(), Request{ID: "many", Source: manyEntries{t, 200_000}})
+	s = openStore(t, func(o *Options) { o.MaxEntries = 50_000 })
+	_, err = s.Sync(t.Context(), Request{ID: "many", Source: manyEntries{t, 100_000}})
 	var bad *UnacceptableError
 	require.ErrorAs(t, err, &bad)
-	require.Contains(t, bad.Found, `"dev/null" is one more than the limit of 100000 entries`)
+	require.Contains(t, bad.Found, `"dev/null" is one more than the limit of 50000 entries`)
 }
 
 // FuzzImport: whatever the bytes, an import ends, and leaves nothing or an image.
