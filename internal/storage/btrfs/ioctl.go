@@ -120,7 +120,7 @@ func destroy(path string) error {
 		return err
 	}
 	if id == 0 {
-		return os.RemoveAll(path)
+		return os.RemoveAll(path) //nolint:gosec // a directory of the pool
 	}
 	remove := func() error {
 		return in(path, func(parent uintptr, name string) error {
@@ -148,7 +148,7 @@ func destroy(path string) error {
 
 // destroyWithin removes the subvolumes below a directory. Links are not followed.
 func destroyWithin(path string) error {
-	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error { //nolint:gosec // a directory of the pool
 		if err != nil || at == path || !d.IsDir() {
 			return err
 		}
@@ -166,7 +166,7 @@ func destroyWithin(path string) error {
 // subvolume is the number of a subvolume; 0: path is an ordinary directory.
 func subvolume(path string) (uint64, error) {
 	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil { //nolint:gosec // paths of the pool
+	if err := unix.Lstat(path, &st); err != nil {
 		return 0, &os.PathError{Op: "look at", Path: path, Err: err}
 	}
 	if st.Ino != firstSubvolumeObjectID || st.Mode&unix.S_IFMT != unix.S_IFDIR {
