@@ -82,7 +82,8 @@ func (i *Image) scan(ctx context.Context) error {
 		return bad("of %d bytes in clusters of %d bytes, more than %d of them", i.file, i.clusterSize, maxClusters)
 	}
 	s := scan{Image: i, plain: make(bitmap, clusters/64+1), packed: make(bitmap, clusters/64+1)}
-	s.plain.set(0) // the header
+	// The header, then the first-level table.
+	s.plain.set(0)
 	for offset := i.h.l1Offset; offset < i.h.l1Offset+uint64(i.h.l1Entries)*8; offset += (i.mask + 1) { //nolint:gosec // at most 4 Mi
 		if err := s.claim(offset, "its first-level table"); err != nil {
 			return err
