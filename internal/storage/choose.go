@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -79,6 +80,23 @@ func (c *choice) Unmount(ctx context.Context, instanceID string) error {
 // Grow implements Backend.
 func (c *choice) Grow(ctx context.Context, instanceID string, sizeGB int) error {
 	return c.any(func(b Backend) error { return b.Grow(ctx, instanceID, sizeGB) })
+}
+
+// Copy implements Copier, as far as the back end of the root disk does.
+func (c *choice) Copy(ctx context.Context, from string, to Root) error {
+	return c.any(func(b Backend) error {
+		if copier, ok := b.(Copier); ok {
+			return copier.Copy(ctx, from, to)
+		}
+		list, err := b.List(ctx)
+		switch {
+		case err != nil:
+			return err
+		case slices.Contains(list, from):
+			return fmt.Errorf("%w: %s copies no root disks", ErrUnsupported, b.Name())
+		}
+		return ErrNotFound
+	})
 }
 
 // Delete implements Backend.

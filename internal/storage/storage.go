@@ -100,6 +100,14 @@ type Backend interface {
 	Usage(ctx context.Context) (Usage, error)
 }
 
+// Copier is a back end that can copy a root disk as it is now, mounted or not.
+type Copier interface {
+	// Copy makes the root disk to with the content and the properties of the root disk from; of to
+	// its InstanceID counts alone. Nobody may write to from meanwhile: its guest is frozen or off. ErrUnsupported: this root
+	// disk cannot be copied. ErrNoSpace: it would fill the pool; nothing was written then.
+	Copy(ctx context.Context, from string, to Root) error
+}
+
 // Runner is a back end with work of its own to do in the background, such as
 // removing the data of deleted root disks.
 type Runner interface {

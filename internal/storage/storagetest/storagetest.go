@@ -182,6 +182,7 @@ func run(t *testing.T, s suite) {
 		{"grow", s.grow},
 		{"no quota", s.noQuota},
 		{"second disk", s.secondDisk},
+		{"copy", s.copy},
 		{"repeat", s.repeat},
 		{"keeps changes", s.keepsChanges},
 		{"busy", s.busy},
