@@ -95,7 +95,7 @@ func classify(err error) error {
 		sentinel = ErrBadRequest
 	case http.StatusUnauthorized, http.StatusForbidden:
 		sentinel = ErrNotAuthorized
-	case http.StatusNotFound:
+	case http.StatusNotFound, http.StatusGone: // gone: deleted during an upload (glance/api/v2/image_data.py:upload)
 		sentinel = ErrNotFound
 	case http.StatusConflict:
 		sentinel = ErrConflict
