@@ -286,6 +286,7 @@ type LXC struct {
 	ImageDir                 string
 	ConsoleDir               string
 	StorageBackend           string   // overlay, dir or btrfs
+	SnapshotCompression      string   // zst, xz, gz or none
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
 	RootDiskInodesPerGB      int      // 0 is the file system's default

@@ -64,6 +64,8 @@ func lxcImages(s *section, x *LXC) {
 	s.seconds(&x.ImageUnpackTimeout, "image_unpack_timeout", 1800, "Time for an image to be downloaded and unpacked, which happens in one pass.").atLeast(1)
 	s.seconds(&x.ImageStallTimeout, "image_stall_timeout", 60, "Silence after which the connection of a download is made anew; it goes on where it was.").atLeast(1)
 	s.integer(&x.ImageReserveMB, "image_reserve_mb", 256, "Free space in MB that must be left in the file system of image_dir by an image that is unpacked there.").atLeast(1)
+	s.enum(&x.SnapshotCompression, "snapshot_compression", "zst", "How images of servers are compressed: zst is quick, xz small, gz read by"+
+		" everything.", "zst", "xz", "gz", "none")
 	s.integer(&x.ImageDownloadConcurrency, "image_download_concurrency", 2, "Images that are downloaded at the same time.").atLeast(1)
 	s.integer(&x.ImageCacheMaxGB, "image_cache_max_gb", 0, "Size in GB on the disk above which unused images are removed, the least recently"+
 		" used first, at every turn of [image_cache] manager_interval; 0 is no cap. Images in use count and stay.").atLeast(0).atMost(1 << 30)
