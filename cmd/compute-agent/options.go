@@ -9,6 +9,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver/lxc"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/nova/release"
@@ -119,8 +120,8 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 	d := &c.Default
 	return compute.Options{
 		Host: d.Host, InstanceNameTemplate: d.InstanceNameTemplate, OVSBridge: c.Neutron.OVSBridge, HostArch: host.Arch,
-		MaxConcurrentBuilds: d.MaxConcurrentBuilds,
-		VIFPluggingTimeout:  d.VIFPluggingTimeout, VIFPluggingIsFatal: d.VIFPluggingIsFatal,
+		MaxConcurrentBuilds: d.MaxConcurrentBuilds, MaxConcurrentSnapshots: d.MaxConcurrentSnapshots,
+		VIFPluggingTimeout: d.VIFPluggingTimeout, VIFPluggingIsFatal: d.VIFPluggingIsFatal,
 		ShutdownTimeout: d.ShutdownTimeout, ShutdownRetryInterval: c.Compute.ShutdownRetryInterval, RebootTimeout: rebootTimeout(c),
 		UpdateResourcesInterval: d.UpdateResourcesInterval, SyncPowerStateInterval: d.SyncPowerStateInterval,
 		HealInfoCacheInterval: offWhenZero(valueOr(d.HealInstanceInfoCacheInterval, r.HealInterval)),
@@ -138,6 +139,8 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		},
 		UsageAudit:             compute.UsageAudit{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
 		InstanceDeleteInterval: d.InstanceDeleteInterval,
+		ShelvedOffloadTime:     d.ShelvedOffloadTime, RescueTimeout: d.RescueTimeout, RescueImageID: c.Libvirt.RescueImageID,
+		SnapshotCompression: snapshotCompression(c), UploadRetries: c.Glance.NumRetries,
 		DefaultEphemeralFormat: d.DefaultEphemeralFormat,
 		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
 		ConfigDrive: compute.ConfigDrive{
@@ -156,6 +159,15 @@ func rebootTimeout(c *config.Config) time.Duration {
 		return min(limit, c.Libvirt.WaitSoftRebootSeconds)
 	}
 	return c.Libvirt.WaitSoftRebootSeconds
+}
+
+// snapshotCompression reads [lxc] snapshot_compression, whose values the configuration has checked.
+func snapshotCompression(c *config.Config) pack.Compression {
+	compression, err := pack.ParseCompression(c.LXC.SnapshotCompression)
+	if err != nil {
+		panic(err) // a programmer's mistake: the two lists differ
+	}
+	return compression
 }
 
 // idPool is the pool of host ids for instances: the operator's, else what root may map.

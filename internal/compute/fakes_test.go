@@ -92,13 +92,17 @@ func (t *trail) clear() {
 // fakeRoots is a storage.Backend that keeps names only.
 type fakeRoots struct {
 	*trail
-	dir string // where roots are mounted; empty: nowhere
+
+	dir string // holds a tree for every mounted root; "": the paths lead nowhere
 
 	mu    sync.Mutex // guards roots
 	roots map[string]storage.Root
 }
 
-var _ storage.Backend = (*fakeRoots)(nil)
+var (
+	_ storage.Backend = (*fakeRoots)(nil)
+	_ storage.Copier  = (*fakeRoots)(nil)
+)
 
 func (r *fakeRoots) Name() string { return "fake" }
 
@@ -113,13 +117,24 @@ func (r *fakeRoots) Create(ctx context.Context, root storage.Root) error {
 }
 
 func (r *fakeRoots) Mount(ctx context.Context, root storage.Root) (string, error) {
-	if r.dir != "" {
-		if err := os.MkdirAll(filepath.Join(r.dir, root.InstanceID), 0o755); err != nil {
-			return "", err
-		}
-		return filepath.Join(r.dir, root.InstanceID), r.do(ctx, "root.mount", root.InstanceID)
+	if err := r.do(ctx, "root.mount", root.InstanceID); err != nil || r.dir == "" {
+		return "/roots/" + root.InstanceID, err
 	}
-	return "/roots/" + root.InstanceID, r.do(ctx, "root.mount", root.InstanceID)
+	path := filepath.Join(r.dir, root.InstanceID)
+	if err := os.MkdirAll(filepath.Join(path, "etc"), 0o755); err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(filepath.Join(path, "etc", "init"), []byte(root.InstanceID), 0o755)
+}
+
+func (r *fakeRoots) Copy(ctx context.Context, from string, to storage.Root) error {
+	if err := r.do(ctx, "root.copy", from); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.roots[to.InstanceID] = to
+	return nil
 }
 
 func (r *fakeRoots) Unmount(ctx context.Context, uuid string) error {
@@ -441,9 +456,10 @@ func (f *fakeNeutron) list(devices, ids []string) string {
 
 // fakeGlance serves one image under every id, and others that have a record.
 type fakeGlance struct {
-	trail *trail
-	data  []byte
-	more  map[string]fakeImage // by id; set before use
+	trail  *trail
+	data   []byte
+	more   map[string]fakeImage // by id; set before use
+	images *fakeImages
 
 	mu     sync.Mutex // guards status
 	status int
@@ -465,6 +481,9 @@ func (g *fakeGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	status := g.status
 	g.mu.Unlock()
+	if status == http.StatusOK && g.images.serve(w, r) {
+		return
+	}
 	if err := g.trail.do(r.Context(), "glance "+r.Method, r.URL.Path); err != nil {
 		status = http.StatusInternalServerError
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -21,6 +22,9 @@ import (
 var buildTasks = []string{
 	object.TaskStateScheduling, object.TaskStateNetworking, object.TaskStateBlockDeviceMapping, object.TaskStateSpawning,
 }
+
+// rebuildTasks are the task states of a rebuild under way.
+var rebuildTasks = []string{object.TaskStateRebuilding, object.TaskStateRebuildBlockDeviceMapping, object.TaskStateRebuildSpawning}
 
 // parallelSettles is how many instances are settled at once after a start: a host of some
 // hundred guests must not flood the conductor.
@@ -69,6 +73,9 @@ func (m *Manager) InitHost(ctx context.Context) error {
 			}
 		})
 	}
+	if err := m.resumeElsewhere(ctx, known); err != nil {
+		return err
+	}
 	m.background(ctx, func(ctx context.Context) {
 		m.removeLeftovers(ctx, known)
 		if err := m.failLostBuilds(ctx, known); err != nil {
@@ -83,14 +90,21 @@ func (m *Manager) InitHost(ctx context.Context) error {
 func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) error {
 	log := reqctx.Log(ctx).WithField("vm_state", inst.VMState).WithField("task_state", inst.TaskState)
 	save := func(changes map[string]any) error { return m.Conductor.SaveInstance(ctx, inst, changes) }
+	entry, journaled, err := m.interrupted(inst.UUID)
+	if err != nil {
+		return err
+	}
 	switch {
-	case inst.VMState == object.VMStateSoftDelete && inst.TaskState == object.TaskStateNone,
-		inst.VMState == object.VMStateError && inst.TaskState != object.TaskStateDeleting:
-		return nil
 	case inst.VMState == object.VMStateDeleted, inst.TaskState == object.TaskStateDeleting:
 		log.Info("completing a deletion")
-		return m.deleteInstance(ctx, inst, nil)
-	case inst.VMState == object.VMStateBuilding, slices.Contains(buildTasks, inst.TaskState):
+		return errors.Join(m.deleteInstance(ctx, inst, nil), state.Delete(m.DB, operationBucket, inst.UUID))
+	case journaled:
+		return m.resumeOperation(ctx, inst, entry)
+	case inst.VMState == object.VMStateSoftDelete && inst.TaskState == object.TaskStateNone,
+		inst.VMState == object.VMStateError:
+		return nil
+	case inst.VMState == object.VMStateBuilding,
+		slices.Contains(buildTasks, inst.TaskState) && inst.VMState != object.VMStateShelvedOffloaded:
 		log.Warning("a build was interrupted of which nothing is known; putting the instance into error")
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
@@ -101,17 +115,24 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 		log.Info("completing an operation that the agent's last stop interrupted")
 		return complete(ctx, inst)
 	}
+	if slices.Contains(rebuildTasks, inst.TaskState) {
+		log.Warning("a rebuild was interrupted of which nothing is known; putting the instance into error")
+		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
+	}
 	if inst.TaskState != object.TaskStateNone {
+		if err := m.clearInterrupted(ctx, inst); err != nil {
+			return err
+		}
 		log.Warning("resetting the task of an operation that the agent's last stop interrupted")
 		if err := save(map[string]any{"task_state": nil}); err != nil {
 			return err
 		}
 	}
-	state, err := m.powerState(ctx, inst.UUID)
+	now, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return err
 	}
-	return m.restore(ctx, inst, state)
+	return m.restore(ctx, inst, now)
 }
 
 // completions are the tasks that are carried out again, or to their end.

@@ -48,7 +48,7 @@ func TestSettle(t *testing.T) {
 		{"active", "soft-deleting", running, running, "soft-delete/-", off, true},
 		{"soft-delete", "restoring", off, off, "active/-", running, false},
 		{"active", "image_snapshot", running, running, "active/-", running, false},
-		{"active", "rebuilding", running, running, "active/-", running, false},
+		{"active", "rebuilding", running, running, "error/-", running, false}, // as nova-compute, when nothing of it is in the journal
 		{"active", "", running, off, "stopped/-", off, false},
 		{"stopped", "", off, running, "stopped/-", off, true},
 		{"paused", "", paused, off, "stopped/-", off, false},

@@ -100,9 +100,9 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 	require.NoError(t, err)
 	trail := newTrail()
 	w := &world{
-		t: t, release: r, trail: trail, nova: novatest.New(), neutron: newFakeNeutron(t, trail), glance: &fakeGlance{trail: trail, data: image(t), status: http.StatusOK},
+		t: t, release: r, trail: trail, nova: novatest.New(), neutron: newFakeNeutron(t, trail), glance: &fakeGlance{trail: trail, data: image(t), images: newFakeImages(trail), status: http.StatusOK},
 		placement: placementtest.New("COMPUTE_NODE", "COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_STATUS_DISABLED"),
-		driver:    fake.New(), roots: &fakeRoots{trail: trail, roots: map[string]storage.Root{}},
+		driver:    fake.New(), roots: &fakeRoots{trail: trail, dir: t.TempDir(), roots: map[string]storage.Root{}},
 		ephemeral: &fakeEphemeral{trail: trail, disks: map[string]ephemeral.Disks{}},
 		plugger:   &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true},
 		opts: Options{
@@ -356,4 +356,35 @@ func (w *world) images() []imagesync.Image {
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	require.Eventually(t, is, patience, time.Millisecond, what)
+}
+
+// plugEventsOnSave has Neutron report the ports that somebody waits for when the conductor hears of the compute
+// node's usage, or of the info cache: a server that comes back has its rows already.
+func (w *world) plugEventsOnSave() {
+	w.nova.On("InstanceInfoCache.save", func() {
+		w.background(w.t.Context(), func(context.Context) {
+			for range 200 {
+				w.waiters.mu.Lock()
+				var waiting []eventKey
+				for key := range w.waiters.waiting {
+					waiting = append(waiting, key)
+				}
+				w.waiters.mu.Unlock()
+				for _, key := range waiting {
+					w.waiters.deliver(uuid, key.name, key.tag, "completed")
+				}
+				if len(waiting) > 0 {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	})
+}
+
+// writeOperation writes the entry that a crash would have left of an operation.
+func (w *world) writeOperation(entry operationEntry) {
+	w.t.Helper()
+	entry.Context, entry.Accepted = reqctx.From(user(w.t)).Map(), time.Now()
+	require.NoError(w.t, state.Put(w.DB, operationBucket, uuid, entry))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/keylock"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -32,7 +33,8 @@ type Options struct {
 	OVSBridge            string // [neutron] ovs_bridge
 	HostArch             string // Nova's name of the host's architecture
 
-	MaxConcurrentBuilds int // 0: unlimited
+	MaxConcurrentBuilds    int // 0: unlimited
+	MaxConcurrentSnapshots int // 0: unlimited
 
 	VIFPluggingTimeout time.Duration // 0: never wait for network-vif-plugged
 	VIFPluggingIsFatal bool
@@ -51,8 +53,13 @@ type Options struct {
 	InstanceBuildTimeout    time.Duration
 	ReclaimInstanceInterval time.Duration
 	PeriodicFuzzyDelay      time.Duration
-	TrackInstanceChanges    bool // [filter_scheduler] track_instance_changes
-	ResumeGuestsOnHostBoot  bool // [DEFAULT] resume_guests_state_on_host_boot
+	TrackInstanceChanges    bool          // [filter_scheduler] track_instance_changes
+	ResumeGuestsOnHostBoot  bool          // [DEFAULT] resume_guests_state_on_host_boot
+	ShelvedOffloadTime      time.Duration // 0: at once, negative: never
+	RescueTimeout           time.Duration // 0: off
+	RescueImageID           string        // [libvirt] rescue_image_id
+	SnapshotCompression     pack.Compression
+	UploadRetries           int // [glance] num_retries
 	DefaultAccessIPNetwork  string
 
 	ImageCacheInterval  time.Duration // [image_cache] manager_interval
@@ -100,13 +107,15 @@ type Manager struct {
 	Deps
 	opts Options
 
-	locks   keylock.Locks // by instance UUID; taken before caches
-	builds  *semaphore.Weighted
-	waiters eventWaiters
+	locks     keylock.Locks // by instance UUID; taken before caches
+	builds    *semaphore.Weighted
+	snapshots *semaphore.Weighted
+	waiters   eventWaiters
 
 	running background // operations that outlive their message
 
 	inflight inflight
+	cancels  cancels // operations that a delete ends
 
 	consoles *serialconsole.Server // nil: this host has none
 
@@ -122,18 +131,23 @@ const castTimeout = time.Minute
 
 // New returns a manager. It starts nothing.
 func New(o Options, d Deps) *Manager {
-	limit := int64(o.MaxConcurrentBuilds)
-	if limit <= 0 {
-		limit = 1 << 30 // nova's 0 means "unlimited"
-	}
 	return &Manager{
 		Deps: d, opts: o,
-		builds:     semaphore.NewWeighted(limit),
+		builds:     slots(o.MaxConcurrentBuilds),
+		snapshots:  slots(o.MaxConcurrentSnapshots),
 		inflight:   inflight{db: d.DB, builds: map[*acceptedBuild]bool{}},
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
 		consoles:   newConsoles(o.SerialConsole, d),
 	}
+}
+
+// slots bounds how many operations of a kind run at the same time; 0 is nova's "unlimited".
+func slots(limit int) *semaphore.Weighted {
+	if limit <= 0 {
+		return semaphore.NewWeighted(1 << 30)
+	}
+	return semaphore.NewWeighted(int64(limit))
 }
 
 // background runs fn apart from the message that asked for it: with the message's

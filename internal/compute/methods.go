@@ -62,6 +62,9 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"cache_images":                  m.cacheImages,
 		"get_host_uptime":               m.hostUptime,
 	}
+	for method, j := range m.journaled() {
+		methods[method] = m.detached(j.op, j.body)
+	}
 	for method, refusal := range refusals {
 		methods[method] = m.refuse(method, refusal)
 	}
@@ -71,17 +74,7 @@ func (m *Manager) methods() map[string]rpc.Handler {
 // refusals are the methods of compute-rpc's table that are not served, with the class
 // that keeps the server's state and gives the API's caller a proper answer.
 var refusals = map[string]refusal{
-	"rescue_instance": {event: true, fault: true, revert: true, err: instanceError(func(uuid string) error {
-		return exception.InstanceNotRescuable(uuid, "rescue is not supported by the lxc driver")
-	})},
-	"unrescue_instance":       {event: true, fault: true, revert: true, err: unsupported("unrescue")},
-	"rebuild_instance":        {event: true, fault: true, revert: true, err: unsupported("rebuild")},
-	"snapshot_instance":       {event: true, fault: true, revert: true, err: unsupported("snapshot"), undo: deleteImage},
-	"backup_instance":         {event: true, fault: true, revert: true, err: unsupported("backup"), undo: deleteImage},
-	"shelve_instance":         {event: true, fault: true, revert: true, err: unsupported("shelve"), undo: deleteImage},
-	"shelve_offload_instance": {event: true, fault: true, revert: true, err: unsupported("shelve")},
-	"unshelve_instance":       {event: true, fault: true, revert: true, err: unsupported("unshelve")},
-	"trigger_crash_dump":      {event: true, fault: true, err: unsupported("a crash dump")},
+	"trigger_crash_dump": {event: true, fault: true, err: unsupported("a crash dump")},
 	"quiesce_instance": {err: instanceError(func(uuid string) error {
 		return exception.New("InstanceQuiesceNotSupported", map[string]any{"instance_id": uuid})
 	})},

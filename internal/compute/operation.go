@@ -22,6 +22,8 @@ type operation struct {
 	fault  bool   // record an instance fault on failure
 	revert bool   // reset task_state on failure
 	lock   bool   // serialise with other operations on the instance
+	// cancelled: a delete of the instance cancels the operation, which then ends without a fault.
+	cancelled bool
 }
 
 // instanceFunc is the body of a method on one instance.
@@ -42,11 +44,20 @@ func (m *Manager) onInstance(op operation, body instanceFunc) rpc.Handler {
 // deals with its failure as nova-compute's decorators do.
 func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
+	if op.cancelled {
+		var done func()
+		ctx, done = m.cancels.add(ctx, inst.UUID)
+		defer done()
+	}
 	if op.event != "" {
 		m.startEvent(ctx, inst.UUID, op.event)
 	}
 	result, err := m.locked(ctx, op, inst, args, body)
-	if err != nil {
+	switch {
+	case err != nil && overtakenByDelete(ctx):
+		reqctx.Log(ctx).WithError(err).Info("operation ended because the instance is being deleted")
+		err = nil
+	case err != nil:
 		err = m.settle(ctx, op, inst, err)
 	}
 	if op.event != "" && !leaving(ctx) {
@@ -58,7 +69,9 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 // leaving tells that ctx was cancelled, as only the end of the agent does: a caller that
 // gives up leaves an exceeded deadline. What was cut off stays as it is, for the next
 // start to complete (see settleInstance).
-func leaving(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
+func leaving(ctx context.Context) bool {
+	return errors.Is(ctx.Err(), context.Canceled) && !overtakenByDelete(ctx)
+}
 
 func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	if op.lock {

@@ -89,6 +89,15 @@ func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Durati
 	if err := m.Drives.Unmount(ctx, uuid); err != nil {
 		return err
 	}
+	rec, _, err := m.record(uuid)
+	if err != nil {
+		return err
+	}
+	if rec.rescued() {
+		if err := m.Roots.Unmount(ctx, rec.Rescue.Root.InstanceID); err != nil {
+			return err
+		}
+	}
 	return m.unmountDisks(ctx, uuid)
 }
 
@@ -102,11 +111,34 @@ func (m *Manager) startInstance(ctx context.Context, inst *object.Instance, _ rp
 	if err := m.powerOn(ctx, inst, info); err != nil {
 		return nil, err
 	}
-	if err := m.saveRunning(ctx, inst, conductor.ExpectTask(object.TaskStatePoweringOn)); err != nil {
+	if err := m.saveStarted(ctx, inst); err != nil {
 		return nil, err
 	}
 	m.notifyInstance(ctx, inst, "power_on", "end")
 	return nil, nil
+}
+
+// saveStarted ends a start. One of a server that was shelved and not taken off its host ends the shelving.
+func (m *Manager) saveStarted(ctx context.Context, inst *object.Instance) error {
+	if inst.VMState != object.VMStateShelved {
+		return m.saveRunning(ctx, inst, conductor.ExpectTask(object.TaskStatePoweringOn))
+	}
+	if err := m.Conductor.LoadInstance(ctx, inst, "system_metadata"); err != nil {
+		return err
+	}
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	image := inst.System("shelved_image_id")
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{
+		"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil, "system_metadata": withoutShelved(inst.SystemMetadata),
+	}, conductor.ExpectTask(object.TaskStatePoweringOn))
+	if err != nil {
+		return err
+	}
+	m.deleteShelvedImage(ctx, image)
+	return nil
 }
 
 // saveRunning stores that an instance is active, with the power state that it has.
@@ -156,7 +188,11 @@ func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 	if err != nil {
 		return err
 	}
-	if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
+	if rec.rescued() { // in the instance's place, with files of its own
+		if _, err := m.Roots.Mount(ctx, rec.Rescue.Root); err != nil {
+			return fmt.Errorf("mount rescue disk: %w", err)
+		}
+	} else if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
 		return err
 	}
 	if err := m.Drives.Mount(rec.UUID); err != nil {

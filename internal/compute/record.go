@@ -41,8 +41,13 @@ type record struct {
 	Hot bool `json:"hot,omitempty"`
 	// PortChange is an attachment or detachment under way.
 	PortChange *portChange `json:"port_change,omitempty"`
-	Created    time.Time   `json:"created"`
+	// Rescue is what a rescue has put beside the root disk; nil: nothing.
+	Rescue  *rescueRecord `json:"rescue,omitempty"`
+	Created time.Time     `json:"created"`
 }
+
+// rescued tells that a rescue system stands in the instance's place.
+func (r *record) rescued() bool { return r.Rescue != nil && r.Rescue.Active }
 
 // record reads an instance's record; false: this host knows nothing of it.
 func (m *Manager) record(uuid string) (record, bool, error) {
@@ -177,6 +182,9 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
 	step("remove config drive", m.Drives.Remove(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
+	if r.Rescue != nil {
+		step("release rescue image", m.releaseImage(r.Rescue.ImageID, uuid+rescueReference))
+	}
 	if len(errs) == 0 {
 		// Ids may be given to others only when no file of theirs is left.
 		step("release id range", m.DB.ReleaseRange(uuid))

@@ -39,18 +39,6 @@ func (m *Manager) refuse(method string, r refusal) rpc.Handler {
 	}
 }
 
-// deleteImage removes the image that the API made for a snapshot, as nova-compute does
-// when one fails (nova/compute/manager.py:delete_image_on_error).
-func deleteImage(ctx context.Context, m *Manager, _ *object.Instance, args rpc.Args) {
-	var id string
-	if err := args.Decode("image_id", &id); err != nil || id == "" {
-		return
-	}
-	if err := m.Glance.Delete(ctx, id); err != nil {
-		reqctx.Log(ctx).WithField("image_id", id).WithError(err).Warning("image of a refused snapshot not deleted")
-	}
-}
-
 // revertMove gives the instance back the allocation that the conductor moved to the
 // migration, and ends the migration (nova/compute/manager.py:_revert_allocation).
 func revertMove(ctx context.Context, m *Manager, inst *object.Instance, args rpc.Args) {

@@ -34,13 +34,15 @@ type spawn struct {
 	links    map[string]vif.Link // by port id
 	expected []*expectation
 
-	image  imagesync.Image // set by prepareRoot, as is rootfs
-	rootfs string          // where the root disk is mounted
+	limits flavor.Limits   // set by fetchImage
+	image  imagesync.Image // set by fetchImage
+	rootfs string          // where the root disk is mounted, set by makeRoot
 
 	alloc *neutron.Allocation // nil: no network asked for
 	info  object.NetworkInfo
 
 	devices []*object.Generic // with tags
+	order   []string          // port ids as the guest has them: eth0 is the first
 }
 
 func newSpawn(m *Manager, r *buildRequest) *spawn {
@@ -65,6 +67,9 @@ func (s *spawn) prepareNetwork(ctx context.Context) error {
 		return s.networkFailure(err)
 	}
 	s.alloc = alloc
+	for i := range alloc.Ports {
+		s.order = append(s.order, alloc.Ports[i].ID)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.awaitPlugged(gctx) })
 	g.Go(func() error { return s.storeNetworkInfo(gctx) })
@@ -88,23 +93,27 @@ func (s *spawn) networkFailure(err error) error {
 	return abortBecause(s.inst.UUID, err)
 }
 
-// plug wires one port that was just bound. The wait for its event begins before the
-// device exists, for the event may come at any time after.
+// plug wires one port that was just bound.
 func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
-	v := s.m.vifOfPort(s.inst.UUID, &p)
-	if p.VNICType != "" && p.VNICType != "normal" {
-		return fmt.Errorf("%w: vnic_type %s", vif.ErrUnsupported, p.VNICType)
+	return s.plugVIF(ctx, s.m.vifOfPort(s.inst.UUID, &p), p.Index, p.Active())
+}
+
+// plugVIF wires one port, the guest's interface of that index. The wait for its event begins before the device exists, for the
+// event may come at any time after.
+func (s *spawn) plugVIF(ctx context.Context, v vif.VIF, index int, active bool) error {
+	if v.VNICType != "" && v.VNICType != "normal" {
+		return fmt.Errorf("%w: vnic_type %s", vif.ErrUnsupported, v.VNICType)
 	}
 	s.mu.Lock()
-	if !p.Active() && s.m.opts.VIFPluggingTimeout > 0 {
-		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, p.ID))
+	if !active && s.m.opts.VIFPluggingTimeout > 0 {
+		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, v.PortID))
 	}
 	s.rec.shape(&v)
 	s.rec.VIFs = append(s.rec.VIFs, v)
 	if s.rec.Names == nil {
 		s.rec.Names = map[string]string{}
 	}
-	s.rec.Names[p.ID] = "eth" + strconv.Itoa(p.Index) // the ports are bound in any order
+	s.rec.Names[v.PortID] = "eth" + strconv.Itoa(index) // the ports are bound in any order
 	err := s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
@@ -112,11 +121,11 @@ func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
 	}
 	link, err := s.m.Plugger.Plug(ctx, v)
 	if err != nil {
-		return fmt.Errorf("plug port %s: %w", p.ID, err)
+		return fmt.Errorf("plug port %s: %w", v.PortID, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.links[p.ID] = link
+	s.links[v.PortID] = link
 	return nil
 }
 
@@ -220,18 +229,29 @@ func (s *spawn) storeNetworkInfo(ctx context.Context) error {
 // prepareRoot brings the image into the store, makes the root disk and the
 // container's configuration.
 func (s *spawn) prepareRoot(ctx context.Context) error {
-	limits, err := s.m.limits(ctx, s.inst)
-	if err != nil {
+	defer s.m.Images.Hold(s.r.Image.ID)() // until it is acquired
+	if err := s.fetchImage(ctx); err != nil {
+		return err
+	}
+	return s.makeRoot(ctx)
+}
+
+// fetchImage finds out what the root disk is to be and brings its image into the store. It changes
+// nothing of the instance. The caller holds the image.
+func (s *spawn) fetchImage(ctx context.Context) (err error) {
+	if s.limits, err = s.m.limits(ctx, s.inst); err != nil {
 		return err
 	}
 	if err := s.m.checkImage(s.inst, &s.r.Image); err != nil {
 		return err
 	}
-	defer s.m.Images.Hold(s.r.Image.ID)() // until it is acquired
-	image, err := s.m.syncImage(ctx, &s.r.Image)
-	if err != nil {
-		return err
-	}
+	s.image, err = s.m.syncImage(ctx, &s.r.Image)
+	return err
+}
+
+// makeRoot makes the root disk of the image that was fetched, and the container's configuration.
+func (s *spawn) makeRoot(ctx context.Context) error {
+	image, limits := s.image, s.limits
 	ids, err := s.m.DB.AllocateRange(s.inst.UUID, s.m.opts.IDPool, s.m.opts.IDsPerInstance)
 	if err != nil {
 		return fmt.Errorf("%w: %w", driver.ErrNoResources, err)
@@ -243,7 +263,7 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	}
 	limits.SwapBytes = int64(disks.swapMB) << 20
 	s.mu.Lock()
-	s.rec.Root, s.rec.Ephemeral = root, disks.ephemeral
+	s.rec.ImageID, s.rec.Root, s.rec.Ephemeral = s.r.Image.ID, root, disks.ephemeral
 	err = s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
@@ -263,7 +283,7 @@ func (s *spawn) prepareRoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.image, s.rootfs = image, rootfs
+	s.rootfs = rootfs
 	spec := driver.Spec{
 		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Arch(),
 		Limits: limits, IDs: ids, Binds: binds, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
@@ -331,11 +351,8 @@ func (s *spawn) start(ctx context.Context) error {
 		return err
 	}
 	var nics []driver.NIC
-	if s.alloc != nil {
-		for i := range s.alloc.Ports {
-			id := s.alloc.Ports[i].ID
-			nics = append(nics, driver.NIC{PortID: id, Name: s.rec.Names[id], Link: s.links[id]})
-		}
+	for _, id := range s.order {
+		nics = append(nics, driver.NIC{PortID: id, Name: s.rec.Names[id], Link: s.links[id]})
 	}
 	return s.m.Driver.Start(ctx, s.inst.UUID, nics)
 }

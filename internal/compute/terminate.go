@@ -14,12 +14,14 @@ import (
 )
 
 // terminateInstance deletes an instance in any state (nova/compute/manager.py:terminate_instance).
-// A build of it that still runs is cancelled first: a delete does not wait for a download.
+// A build of it that still runs is cancelled first, and so are a snapshot, a rebuild and whatever else
+// runs detached: a delete does not wait for a download or an upload.
 func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, error) {
 	var ownPorts []string
 	var doomed object.Instance
 	if args.Decode("instance", &doomed) == nil {
 		ownPorts = m.inflight.cancel(doomed.UUID, errDeleted)
+		m.cancels.cancel(doomed.UUID, errDeleted)
 	}
 	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true}
 	return m.onInstance(op, func(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {

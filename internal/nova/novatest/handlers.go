@@ -15,6 +15,7 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"Instance.get_by_uuid":                          getInstance,
 	"Instance.save":                                 saveInstance,
 	"Instance.destroy":                              destroyInstance,
+	"Instance.drop_migration_context":               saved,
 	"InstanceList.get_by_host":                      instancesByHost,
 	"InstanceList.get_by_host_and_node":             instancesByHost,
 	"InstanceList.get_by_filters":                   instancesByFilters,
