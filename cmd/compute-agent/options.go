@@ -139,7 +139,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		},
 		UsageAudit:             compute.UsageAudit{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
 		InstanceDeleteInterval: d.InstanceDeleteInterval,
-		ShelvedOffloadTime:     d.ShelvedOffloadTime, RescueTimeout: d.RescueTimeout, RescueImageID: c.Libvirt.RescueImageID,
+		ShelvedPollInterval:    d.ShelvedPollInterval, ShelvedOffloadTime: d.ShelvedOffloadTime, RescueTimeout: d.RescueTimeout, RescueImageID: c.Libvirt.RescueImageID,
 		SnapshotCompression: snapshotCompression(c), UploadRetries: c.Glance.NumRetries,
 		DefaultEphemeralFormat: d.DefaultEphemeralFormat,
 		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,

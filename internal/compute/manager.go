@@ -53,8 +53,9 @@ type Options struct {
 	InstanceBuildTimeout    time.Duration
 	ReclaimInstanceInterval time.Duration
 	PeriodicFuzzyDelay      time.Duration
-	TrackInstanceChanges    bool          // [filter_scheduler] track_instance_changes
-	ResumeGuestsOnHostBoot  bool          // [DEFAULT] resume_guests_state_on_host_boot
+	TrackInstanceChanges    bool // [filter_scheduler] track_instance_changes
+	ResumeGuestsOnHostBoot  bool // [DEFAULT] resume_guests_state_on_host_boot
+	ShelvedPollInterval     time.Duration
 	ShelvedOffloadTime      time.Duration // 0: at once, negative: never
 	RescueTimeout           time.Duration // 0: off
 	RescueImageID           string        // [libvirt] rescue_image_id

@@ -39,7 +39,7 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"reboot_instance":        full("reboot_instance", true, m.rebootInstance),
 		"pause_instance":         full("pause_instance", true, m.pauseInstance),
 		"unpause_instance":       full("unpause_instance", true, m.unpauseInstance),
-		"soft_delete_instance":   full("soft_delete_instance", true, m.softDeleteInstance),
+		"soft_delete_instance":   m.endingSnapshots(full("soft_delete_instance", true, m.softDeleteInstance)),
 		"restore_instance":       full("restore_instance", true, m.restoreInstance),
 		"suspend_instance":       full("suspend_instance", true, m.suspendInstance),
 		"resume_instance":        full("resume_instance", true, m.resumeInstance),

@@ -46,7 +46,7 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
 	if op.cancelled {
 		var done func()
-		ctx, done = m.cancels.add(ctx, inst.UUID)
+		ctx, done = m.cancels.add(ctx, inst.UUID, op.method)
 		defer done()
 	}
 	if op.event != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -77,14 +78,14 @@ type cancels struct {
 }
 
 type cancelled struct {
-	uuid   string
-	cancel context.CancelCauseFunc
+	uuid, method string
+	cancel       context.CancelCauseFunc
 }
 
 // add makes an operation known until the returned function is called.
-func (c *cancels) add(ctx context.Context, uuid string) (context.Context, func()) {
+func (c *cancels) add(ctx context.Context, uuid, method string) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	one := &cancelled{uuid: uuid, cancel: cancel}
+	one := &cancelled{uuid: uuid, method: method, cancel: cancel}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.operations == nil {
@@ -99,14 +100,26 @@ func (c *cancels) add(ctx context.Context, uuid string) (context.Context, func()
 	}
 }
 
-// cancel ends the operations on an instance.
-func (c *cancels) cancel(uuid string, cause error) {
+// cancel ends the operations on an instance, of the named methods only if there are any.
+func (c *cancels) cancel(uuid string, cause error, methods ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for one := range c.operations {
-		if one.uuid == uuid {
+		if one.uuid == uuid && (len(methods) == 0 || slices.Contains(methods, one.method)) {
 			one.cancel(cause)
 		}
+	}
+}
+
+// endingSnapshots is a handler for a delete that can be taken back: it does not wait for an upload either,
+// but lets what changes the root disk come to its end.
+func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		var inst object.Instance
+		if args.Decode("instance", &inst) == nil {
+			m.cancels.cancel(inst.UUID, errDeleted, "snapshot_instance", "backup_instance")
+		}
+		return h(ctx, args)
 	}
 }
 

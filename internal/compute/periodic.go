@@ -36,6 +36,8 @@ func (m *Manager) tasks() []task {
 		{"sync_scheduler_instance_info", m.opts.SchedulerSyncInterval, m.syncScheduler},
 		{"cleanup_running_deleted_instances", m.opts.RunningDeletedInterval, m.reapDeleted},
 		{"reclaim_queued_deletes", 0, m.reclaimDeleted},
+		{"poll_rescued_instances", 0, m.unrescueExpired},
+		{"poll_shelved_instances", m.opts.ShelvedPollInterval, m.offloadShelved},
 		{"check_instance_build_time", 0, m.failStuckBuilds},
 		{"instance_usage_audit", 0, m.auditUsage},
 		{"cleanup_expired_console_auth_tokens", m.opts.InstanceDeleteInterval, m.Conductor.CleanExpiredConsoleTokens},

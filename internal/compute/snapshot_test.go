@@ -177,6 +177,27 @@ func TestSnapshotIsSentAgain(t *testing.T) {
 	require.Len(t, names, 4)
 }
 
+// TestSoftDeleteEndsSnapshot: it does not wait for an upload.
+func TestSoftDeleteEndsSnapshot(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	w.glance.images.add(newImage, "queued", nil)
+	release := w.trail.block("glance PUT")
+	defer release()
+	w.nova.Update(uuid, map[string]any{"task_state": object.TaskStateImageSnapshotPending})
+	_, err := w.handler("snapshot_instance")(user(t), map[string]rawJSON{
+		"instance": w.nova.Instance(uuid, "metadata", "system_metadata"), "image_id": novatest.Raw(newImage),
+	})
+	require.NoError(t, err)
+	eventually(t, "upload to begin", func() bool { return w.trail.has("glance PUT /images/" + newImage + "/file") })
+	_, err = w.operate("soft_delete_instance", object.TaskStateSoftDeleting, nil)
+	require.NoError(t, err)
+	require.Equal(t, "soft-delete/-/"+testHost, w.nova.States(uuid))
+	require.Empty(t, w.glance.images.ids())
+	require.Empty(t, w.nova.Faults())
+	w.done()
+}
+
 func TestBackupRotates(t *testing.T) {
 	t.Parallel()
 	w := built(t).both()
