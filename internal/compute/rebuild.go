@@ -156,7 +156,10 @@ func (m *Manager) prepareRebuild(ctx context.Context, r *rebuildRequest) (*spawn
 	if err != nil {
 		return nil, err
 	}
-	s := newSpawn(m, &buildRequest{Instance: inst, Image: r.image, BDMs: r.BDMs, AccelUUIDs: r.AccelUUIDs})
+	password := r.NewPassword.Reveal()
+	s := newSpawn(m, &buildRequest{
+		Instance: inst, Image: r.image, BDMs: r.BDMs, AccelUUIDs: r.AccelUUIDs, AdminPassword: &password, InjectedFiles: r.InjectedFiles,
+	})
 	if err := m.checkBuild(s.r); err != nil {
 		return nil, err
 	}

@@ -57,6 +57,14 @@ func (m *Manager) upload(ctx context.Context, inst *object.Instance, imageID str
 	if err := m.awaitQueued(ctx, imageID); err != nil {
 		return err
 	}
+	// All that can be done before is: the guest may be frozen until the end of the upload.
+	if _, err := m.Glance.Update(ctx, imageID, m.snapshotFields(inst)); err != nil {
+		return glanceError(imageID, err)
+	}
+	options, err := m.packOptions(ctx, inst, rec)
+	if err != nil {
+		return err
+	}
 	root, err := m.freezeRoot(ctx, rec)
 	if err != nil {
 		return err
@@ -66,14 +74,7 @@ func (m *Manager) upload(ctx context.Context, inst *object.Instance, imageID str
 		defer cancel()
 		err = errors.Join(err, root.close(closing))
 	}()
-	if _, err := m.Glance.Update(ctx, imageID, m.snapshotFields(inst)); err != nil {
-		return glanceError(imageID, err)
-	}
 	if err := advance(tasks.uploading, tasks.pending); err != nil {
-		return err
-	}
-	options, err := m.packOptions(ctx, inst, rec)
-	if err != nil {
 		return err
 	}
 	return m.sendRoot(ctx, imageID, root.path, options)
