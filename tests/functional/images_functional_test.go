@@ -189,7 +189,7 @@ func othersLinks(ctx context.Context) (map[string]bool, error) {
 	names := map[string]bool{}
 	for _, p := range ports {
 		if p.HostID != shared.Host {
-			names["tap"+p.ID[:11]], names["tin"+p.ID[:11]] = true, true
+			names["tap"+p.ID[:11]], names["tin"+p.ID[:11]], names["ifb"+p.ID[:11]] = true, true, true
 		}
 	}
 	return names, err
