@@ -183,12 +183,12 @@ func (s *Store) settle(fingerprint string) error {
 	return nil
 }
 
-// disk is what a content takes on the disk, or will at most.
+// disk is what a content takes on the disk. Until that is measured it is taken for the content and a block for each file.
 func (c *content) disk() int64 {
 	if c.DiskSize > 0 {
 		return c.DiskSize
 	}
-	return c.UnpackedSize
+	return c.UnpackedSize + 4096*int64(c.Entries)
 }
 
 // diskUsage adds up the blocks of a tree, files with several links once.
