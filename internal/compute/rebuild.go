@@ -118,7 +118,7 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 	if err := s.applyTemplates(ctx); err != nil {
 		return err
 	}
-	if err := s.writeConfigDriveAgain(ctx); err != nil {
+	if err := s.writeConfigDrive(ctx); err != nil {
 		return err
 	}
 	if !r.stopped {

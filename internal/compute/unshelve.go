@@ -98,8 +98,8 @@ func (u *unshelving) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := u.spawn.writeConfigDriveAgain(ctx); err != nil {
-		return err
+	if u.spawn.info != nil {
+		m.setInfoCache(inst, u.spawn.info)
 	}
 	if err := u.spawn.start(ctx); err != nil {
 		return err
@@ -109,9 +109,6 @@ func (u *unshelving) run(ctx context.Context) error {
 
 func (u *unshelving) finish(ctx context.Context) error {
 	m, inst := u.m, u.inst
-	if u.spawn.info != nil {
-		m.setInfoCache(inst, u.spawn.info)
-	}
 	now, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return err
@@ -220,24 +217,4 @@ func (s *spawn) rebindNetwork(ctx context.Context) error {
 		return err
 	}
 	return s.awaitPlugged(ctx)
-}
-
-// writeConfigDriveAgain is writeConfigDrive for a server that has its ports and devices already.
-func (s *spawn) writeConfigDriveAgain(ctx context.Context) error {
-	if s.m.drivePath(s.inst, s.r.Image.Property(imageConfigDrive)) == "" {
-		return nil
-	}
-	if s.info == nil {
-		s.info = s.inst.NetworkInfo()
-	}
-	if err := s.m.Conductor.LoadInstance(ctx, s.inst, "device_metadata"); err != nil {
-		return err
-	}
-	if s.inst.DeviceMetadata != nil {
-		var err error
-		if s.devices, err = devicesOf(s.inst.DeviceMetadata); err != nil {
-			return err
-		}
-	}
-	return s.writeConfigDrive(ctx)
 }
