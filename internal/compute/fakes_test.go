@@ -127,6 +127,8 @@ func (r *fakeRoots) Mount(ctx context.Context, root storage.Root) (string, error
 	return path, os.WriteFile(filepath.Join(path, "etc", "init"), []byte(root.InstanceID), 0o755)
 }
 
+func (r *fakeRoots) Flush(context.Context, string) error { return nil }
+
 func (r *fakeRoots) Copy(ctx context.Context, from string, to storage.Root) error {
 	if err := r.do(ctx, "root.copy", from); err != nil {
 		return err

@@ -155,6 +155,7 @@ func (m *Manager) freezeRoot(ctx context.Context, rec record) (*frozenRoot, erro
 	}
 	thaw := func(context.Context) error { return nil } // of a guest that its owner has paused
 	if state == driver.PowerStateRunning {
+		m.flushRoot(ctx, uuid)
 		if err := m.Driver.Pause(ctx, uuid); err != nil {
 			return nil, fmt.Errorf("freeze guest: %w", err)
 		}
@@ -181,6 +182,18 @@ func (m *Manager) freezeRoot(ctx context.Context, rec record) (*frozenRoot, erro
 		return nil, errors.Join(fmt.Errorf("mount root disk: %w", err), thaw(context.WithoutCancel(ctx)))
 	}
 	return &frozenRoot{path: path, close: thaw}, nil
+}
+
+// flushRoot has the kernel write back most of what the guest has written while it still runs: what is left
+// is written while it is frozen.
+func (m *Manager) flushRoot(ctx context.Context, uuid string) {
+	copier, ok := m.Roots.(storage.Copier)
+	if !ok {
+		return
+	}
+	if err := copier.Flush(ctx, uuid); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		reqctx.Log(ctx).WithError(err).Warning("root disk not written back before the freeze, which takes longer now")
+	}
 }
 
 // copyRoot copies the root disk of a frozen guest to one beside it.

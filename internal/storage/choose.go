@@ -82,6 +82,16 @@ func (c *choice) Grow(ctx context.Context, instanceID string, sizeGB int) error 
 	return c.any(func(b Backend) error { return b.Grow(ctx, instanceID, sizeGB) })
 }
 
+// Flush implements Copier; a back end that copies nothing needs none.
+func (c *choice) Flush(ctx context.Context, instanceID string) error {
+	return c.any(func(b Backend) error {
+		if copier, ok := b.(Copier); ok {
+			return copier.Flush(ctx, instanceID)
+		}
+		return ErrNotFound
+	})
+}
+
 // Copy implements Copier, as far as the back end of the root disk does.
 func (c *choice) Copy(ctx context.Context, from string, to Root) error {
 	return c.any(func(b Backend) error {

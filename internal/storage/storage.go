@@ -102,6 +102,8 @@ type Backend interface {
 
 // Copier is a back end that can copy a root disk as it is now, mounted or not.
 type Copier interface {
+	// Flush writes back what is written to a mounted root disk, so that a Copy soon after has little left to do.
+	Flush(ctx context.Context, instanceID string) error
 	// Copy makes the root disk to with the content and the properties of the root disk from; of to
 	// its InstanceID counts alone. Nobody may write to from meanwhile: its guest is frozen or off. ErrUnsupported: this root
 	// disk cannot be copied. ErrNoSpace: it would fill the pool; nothing was written then.

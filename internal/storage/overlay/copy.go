@@ -11,6 +11,14 @@ import (
 
 var _ storage.Copier = (*Backend)(nil)
 
+// Flush implements storage.Copier.
+func (b *Backend) Flush(_ context.Context, instanceID string) error {
+	if _, err := b.pool.Get(instanceID); err != nil {
+		return fmt.Errorf("flush root disk: %w", err)
+	}
+	return ext4.Sync(b.pool.Path(instanceID, rootfsDir))
+}
+
 // Copy implements storage.Copier: the image below is shared, so only the instance's changes are
 // copied. A root disk without a quota is a plain directory and is not copied.
 func (b *Backend) Copy(ctx context.Context, from string, to storage.Root) error {

@@ -25,6 +25,8 @@ func (suite) copy(t *testing.T, e Environment, b storage.Backend) {
 	one := up(t, b, from)
 	require.NoError(t, os.WriteFile(filepath.Join(one, "etc/hostname"), []byte("changed\n"), 0o600))
 	require.NoError(t, os.Chown(filepath.Join(one, "etc/hostname"), int(from.IDs.Base)+7, int(from.IDs.Base)+7))
+	require.NoError(t, c.Flush(t.Context(), "a"))
+	require.ErrorIs(t, c.Flush(t.Context(), "unknown"), storage.ErrNotFound)
 	require.NoError(t, c.Copy(t.Context(), "a", to))
 	two, err := b.Mount(t.Context(), to)
 	require.NoError(t, err)
