@@ -38,6 +38,7 @@ var allowed = []struct {
 	{"rpc/...", []string{"rpc/...", leaves}},
 	{"internal/state", []string{"internal/storage", leaves}},
 	{"internal/storage/...", []string{"internal/storage/...", leaves}},
+	{"internal/transfer", []string{"internal/storage", leaves}},
 	{"driver/...", []string{"driver/...", "flavor", "vif", "internal/storage/...", "internal/state", leaves}},
 	{"vif/...", []string{"vif/...", leaves}},
 	{"imagesync/...", []string{"imagesync/...", leaves}},

@@ -1,0 +1,238 @@
+package transfer
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+)
+
+// ErrAborted: the other host gave up; the message says why.
+var ErrAborted = errors.New("the other host gave up")
+
+// errClosed ends the connections of an offer that is closed.
+var errClosed = errors.New("the offer is closed")
+
+// Offer is a root disk that a destination may fetch.
+type Offer struct {
+	Ticket Ticket
+
+	server *Server
+	source Source
+	ctx    context.Context //nolint:containedctx // the life of the offer, which no single call has
+	cancel context.CancelCauseFunc
+	had    *manifest
+
+	sent     atomic.Int64  // bytes of content
+	serving  sync.Mutex    // held by the one connection that is served
+	final    chan struct{} // closed once the guest has stopped
+	finished chan struct{} // closed once the destination has everything
+	once     sync.Once     // closes final
+	done     sync.Once     // closes finished
+}
+
+// Finish lets the last pass go, for the guest has stopped, and waits until the destination
+// has everything. ErrAborted: it will not.
+func (o *Offer) Finish(ctx context.Context) error {
+	o.once.Do(func() { close(o.final) })
+	select {
+	case <-o.finished:
+		return nil
+	case <-o.ctx.Done():
+		return context.Cause(o.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Close ends the offer; its ticket is worth nothing any more. When it returns nothing reads
+// the root disk. It may be repeated.
+func (o *Offer) Close() {
+	o.cancel(errClosed)
+	o.server.withdraw(o)
+	o.serving.Lock()
+	defer o.serving.Unlock() //nolint:staticcheck // it waits for the connection that is served
+}
+
+// serve answers one connection.
+func (o *Offer) serve(raw net.Conn) error {
+	o.serving.Lock()
+	defer o.serving.Unlock()
+	if o.ctx.Err() != nil {
+		return context.Cause(o.ctx)
+	}
+	ctx, cancel := context.WithCancelCause(o.ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	c := newCodec(&conn{Conn: raw, ctx: ctx, limit: &o.server.limit, silence: silence})
+	acks := newAcknowledgements(o.had)
+	requests := make(chan kind) // one at a time: the destination waits for the end of a pass
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		defer close(requests)
+		cancel(o.listen(ctx, c, acks, requests))
+	})
+	defer reader.Wait()
+	defer cancel(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case k, ok := <-requests:
+			if !ok {
+				return context.Cause(ctx)
+			}
+			if err := o.answer(ctx, c, acks, k); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// listen reads what the destination says until the connection ends.
+func (o *Offer) listen(ctx context.Context, c *codec, acks *acknowledgements, requests chan<- kind) error {
+	for {
+		k, body, err := c.read(nil)
+		if err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		}
+		switch k {
+		case kindAck:
+			if len(body) != 8 {
+				return errFrame
+			}
+			acks.acknowledge(binary.BigEndian.Uint64(body))
+		case kindPass, kindLast:
+			select {
+			case requests <- k:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		case kindAlive:
+		case kindFail:
+			var f failure
+			_ = json.Unmarshal(body, &f) // the reason is only for the operator
+			err := fmt.Errorf("%w: %s", ErrAborted, f.Reason)
+			o.cancel(err)
+			return err
+		default:
+			return errFrame
+		}
+	}
+}
+
+// answer sends the pass that the destination asked for.
+func (o *Offer) answer(ctx context.Context, c *codec, acks *acknowledgements, k kind) error {
+	last := k == kindLast
+	if last {
+		if err := o.awaitStop(ctx, c); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	count, err := o.pass(ctx, c, acks, last)
+	if err != nil {
+		if ctx.Err() == nil { // what is wrong is wrong with the disk: another try would meet it again
+			_ = c.send(kindRefuse, failure{Reason: err.Error()})
+			o.cancel(err)
+		}
+		return err
+	}
+	if err := o.awaitAcks(ctx, c, acks); err != nil {
+		return err
+	}
+	reqctx.Log(o.ctx).WithField("last", last).WithField("entries", count.Entries).WithField("bytes", count.Bytes).
+		WithField("elapsed_ms", time.Since(began).Milliseconds()).Info("root disk sent")
+	if last {
+		o.done.Do(func() { close(o.finished) })
+	}
+	return nil
+}
+
+func (o *Offer) pass(ctx context.Context, c *codec, acks *acknowledgements, last bool) (passed, error) {
+	dir, done, err := o.source.Open(ctx, last)
+	if err != nil {
+		return passed{}, err
+	}
+	s := &sender{c: c, acks: acks, had: o.had, ids: o.source.IDs, layer: o.source.Layer, total: &o.sent}
+	stop := o.report(ctx, acks)
+	err = s.send(ctx, dir)
+	stop()
+	if closeErr := done(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = c.send(kindDone, s.count)
+	}
+	return s.count, err
+}
+
+// progressEvery is how often a transfer that takes long says how far it is.
+const progressEvery = 30 * time.Second
+
+// report logs how far a pass is, until the returned function is called.
+func (o *Offer) report(ctx context.Context, acks *acknowledgements) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	work.Go(func() {
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				reqctx.Log(o.ctx).WithField("entries", acks.so()).WithField("bytes", o.sent.Load()).Info("sending root disk")
+			}
+		}
+	})
+	return func() { cancel(); work.Wait() }
+}
+
+// awaitStop waits until the guest has stopped, and lets the destination know that this host lives.
+func (o *Offer) awaitStop(ctx context.Context, c *codec) error {
+	return o.await(ctx, c, func() (bool, <-chan struct{}) {
+		select {
+		case <-o.final:
+			return true, nil
+		default:
+			return false, o.final
+		}
+	})
+}
+
+// awaitAcks waits until the destination has applied the pass.
+func (o *Offer) awaitAcks(ctx context.Context, c *codec, acks *acknowledgements) error {
+	return o.await(ctx, c, acks.complete)
+}
+
+func (o *Offer) await(ctx context.Context, c *codec, check func() (bool, <-chan struct{})) error {
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	for {
+		ok, moved := check()
+		if ok {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-alive.C:
+			if err := c.send(kindAlive, struct{}{}); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
