@@ -24,6 +24,8 @@ var (
 	ErrUnsupported = errors.New("not supported by this driver")
 	// ErrTimeout: the guest did not do in time what was asked (a stuck process, a frozen init).
 	ErrTimeout = errors.New("instance did not respond in time")
+	// ErrNeedsRestart: what was asked for holds from the guest's next Start.
+	ErrNeedsRestart = errors.New("it takes a restart of the instance")
 )
 
 // PowerState carries Nova's numbers (nova/compute/power_state.py).
@@ -155,6 +157,11 @@ type NICChanger interface {
 	AttachNIC(ctx context.Context, uuid string, nic NIC) error
 	// DetachNIC prepares a guest for the loss of a port's interface. Unplug, which comes next, takes the interface away.
 	DetachNIC(ctx context.Context, uuid, portID string) error
+// LimitSetter is implemented by drivers that can change the limits of a guest while it runs.
+type LimitSetter interface {
+	// SetLimits records other limits and applies them to a guest that runs. ErrNeedsRestart: they are recorded, but this guest
+	// cannot be given them, or not all of them, while it runs: it uses more than it is to have, or they take another configuration.
+	SetLimits(ctx context.Context, uuid string, limits flavor.Limits) error
 }
 
 // Command is a program to run inside a guest as its root, with a clean environment.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/flavor"
 )
 
 // firstPID is where the numbers of pretended init processes begin.
@@ -148,6 +149,18 @@ func (d *Driver) String() string {
 		fmt.Fprintf(&b, "%s %s %s nics=%d\n", uuid, i.Spec.Name, i.State, len(i.NICs))
 	}
 	return b.String()
+}
+
+// SetLimits implements driver.LimitSetter.
+func (d *Driver) SetLimits(ctx context.Context, uuid string, l flavor.Limits) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := d.instances[uuid]
+	if i == nil {
+		return driver.ErrNotFound
+	}
+	i.Spec.Limits = l
+	return d.begin(ctx, "SetLimits", uuid)
 }
 
 // Create implements driver.Driver.

@@ -50,9 +50,13 @@ func (t *Tracker) Audit(ctx context.Context) error {
 func (t *Tracker) count(ctx context.Context) ([]*object.Instance, []*object.Migration, error) {
 	t.mu.Lock()
 	node := t.nodeName
-	t.since = &changesSince{instances: map[string]*usage{}}
+	t.since = &changesSince{instances: map[string]*usage{}, moves: map[string]*usage{}}
 	t.mu.Unlock()
 	instances, migrations, disabled, err := t.lists(ctx, node)
+	var moving map[string]usage
+	if err == nil {
+		moving = t.movesUsage(ctx, migrations, instances)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	since := t.since
@@ -73,7 +77,14 @@ func (t *Tracker) count(ctx context.Context) ([]*object.Instance, []*object.Migr
 			t.instances[uuid] = *u
 		}
 	}
-	t.migrating = t.migrationUsage(migrations, instances)
+	t.migrating = moving
+	for uuid, u := range since.moves {
+		if u == nil {
+			delete(t.migrating, uuid)
+		} else {
+			t.migrating[uuid] = *u
+		}
+	}
 	if !since.enabled {
 		t.disabled = disabled
 	}
@@ -115,29 +126,4 @@ func (t *Tracker) repairComputeIDs(ctx context.Context, instances []*object.Inst
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// migrationUsage counts what a resize on this host takes besides the instance's flavor of
-// now, until it is confirmed (nova/compute/resource_tracker.py:_update_usage_from_migration).
-// Moves between hosts are refused, so that none holds anything here.
-func (t *Tracker) migrationUsage(migrations []*object.Migration, instances []*object.Instance) map[string]usage {
-	here := map[string]*object.Instance{}
-	for _, inst := range instances {
-		here[inst.UUID] = inst
-	}
-	out := map[string]usage{}
-	for _, m := range migrations {
-		inst := here[m.InstanceUUID]
-		if inst == nil {
-			continue // counted once the instance is here; Placement holds the claim meanwhile
-		}
-		other := inst.NewFlavor
-		if inst.VMState == object.VMStateResized {
-			other = inst.OldFlavor
-		}
-		if m.SourceCompute == t.opts.Host && m.DestCompute == t.opts.Host && other != nil && resizing(inst) {
-			out[m.UUID] = usageOf(inst, other)
-		}
-	}
-	return out
 }

@@ -84,6 +84,7 @@ type Tracker struct {
 // changesSince are the changes that an audit must not undo.
 type changesSince struct {
 	instances map[string]*usage // by UUID; nil: the instance went away
+	moves     map[string]*usage // by the migration's UUID; nil: it ended
 	enabled   bool              // SetEnabled was called
 }
 

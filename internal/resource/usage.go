@@ -46,6 +46,7 @@ var workloadTasks = []string{
 // (nova/compute/resource_tracker.py:_instance_in_resize_state).
 var resizeTasks = []string{
 	object.TaskStateResizePrep, object.TaskStateResizeMigrating, object.TaskStateResizeMigrated, object.TaskStateResizeFinish,
+	object.TaskStateResizeReverting,
 }
 
 // resizing tells that an instance may hold resources of two flavors.

@@ -2,6 +2,8 @@ package conductor
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -45,6 +47,26 @@ func (c *Client) CastCompute(ctx context.Context, host string, alt bool, method 
 		t.Topic = c.release.Topics[1]
 	}
 	return c.rpc.Cast(ctx, t, method, args)
+}
+
+// Methods that agents call on each other, besides nova-compute's.
+const (
+	AgentNamespace = "compute_agent"
+	AgentVersion   = "1.0"
+)
+
+// CallAgent calls a method of the agent on another host. A nova-compute there does not
+// know the namespace, which is the failure UnsupportedVersion.
+func (c *Client) CallAgent(ctx context.Context, host, method string, args map[string]any, result any) error {
+	t := rpc.Target{Topic: "compute", Server: host, Namespace: AgentNamespace, Version: AgentVersion}
+	raw, err := c.rpc.Call(ctx, t, method, args)
+	if err != nil {
+		return fmt.Errorf("%s on host %s: %w", method, host, err)
+	}
+	if err := json.Unmarshal(raw, result); err != nil {
+		return fmt.Errorf("read result of %s on host %s: %w", method, host, err)
+	}
+	return nil
 }
 
 // UpdateInstanceInfo tells the schedulers about instances of a host; only with
