@@ -301,7 +301,10 @@ type LXC struct {
 	ImageStallTimeout        time.Duration
 	ImageReserveMB           int // free space that an import leaves
 	ImageDownloadConcurrency int
-	ImageCacheMaxGB          int    // 0 is no cap
+	ImageCacheMaxGB          int // 0 is no cap
+	MigrationAddress         string
+	MigrationPort            int    // 0: any free one
+	MigrationBandwidth       int    // MiB a second; 0 is no limit
 	LXCFS                    string // auto, on, off
 	AppArmor                 string // auto, off, or a profile's name
 	SeccompProfile           string // "" is the built-in one

@@ -27,6 +27,7 @@ func (r *registry) lxc() {
 	lxcDirectories(s, x)
 	lxcContainers(s, x)
 	lxcImages(s, x)
+	lxcMoves(s, x)
 	s.pattern(&x.MetricsListen, "metrics_listen", kindListen, "", "Address on which metrics are served over HTTP; unset is off."+
 		" There is no authentication: use a loopback or management address.", checkListen)
 }
@@ -69,6 +70,14 @@ func lxcImages(s *section, x *LXC) {
 	s.integer(&x.ImageDownloadConcurrency, "image_download_concurrency", 2, "Images that are downloaded at the same time.").atLeast(1)
 	s.integer(&x.ImageCacheMaxGB, "image_cache_max_gb", 0, "Size in GB on the disk above which unused images are removed, the least recently"+
 		" used first, at every turn of [image_cache] manager_interval; 0 is no cap. Images in use count and stay.").atLeast(0).atMost(1 << 30)
+}
+
+func lxcMoves(s *section, x *LXC) {
+	s.ip(&x.MigrationAddress, "migration_address", "$my_ip", "Address at which other hosts fetch the root disks of servers that are resized or migrated to them.")
+	s.integer(&x.MigrationPort, "migration_port", 16525, "TCP port for that; the agent listens while a server leaves this host, and only then. 0 takes any free port.").
+		atLeast(0).atMost(65535)
+	s.integer(&x.MigrationBandwidth, "migration_bandwidth", 0, "MiB a second that may leave this host in this way, all servers together; 0 is no limit.").
+		atLeast(0).atMost(1 << 20)
 }
 
 // parseRelease gives the canonical name of a release; a code in front of it, as in "2025.1 Epoxy", is fine.

@@ -157,6 +157,8 @@ type NICChanger interface {
 	AttachNIC(ctx context.Context, uuid string, nic NIC) error
 	// DetachNIC prepares a guest for the loss of a port's interface. Unplug, which comes next, takes the interface away.
 	DetachNIC(ctx context.Context, uuid, portID string) error
+}
+
 // LimitSetter is implemented by drivers that can change the limits of a guest while it runs.
 type LimitSetter interface {
 	// SetLimits records other limits and applies them to a guest that runs. ErrNeedsRestart: they are recorded, but this guest

@@ -33,6 +33,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
+	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/rpc/rabbit"
 	"github.com/compute-agent/compute-agent/vif"
@@ -296,7 +297,8 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
 		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance,
 		Drives: h.drives, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
-		Notify: notify.New(notifier, notifyOptions(c, r, api)),
+		Transfers: transfer.NewServer(transferOptions(c)),
+		Notify:    notify.New(notifier, notifyOptions(c, r, api)),
 	})
 	if err := manager.InitHost(ctx); err != nil {
 		return nil, err

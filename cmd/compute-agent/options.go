@@ -17,6 +17,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/resource"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/rpc/rabbit"
 )
 
@@ -59,6 +60,10 @@ func imageOptions(c *config.Config) imagesync.Options {
 		MaxEntries: c.LXC.MaxImageEntries, ReserveBytes: int64(c.LXC.ImageReserveMB) << 20,
 		Timeout: c.LXC.ImageUnpackTimeout, StallTimeout: c.LXC.ImageStallTimeout, Retries: 1 + c.Glance.NumRetries, Parallel: c.LXC.ImageDownloadConcurrency,
 	}
+}
+
+func transferOptions(c *config.Config) transfer.Options {
+	return transfer.Options{Address: c.LXC.MigrationAddress, Port: c.LXC.MigrationPort, Rate: int64(c.LXC.MigrationBandwidth) << 20}
 }
 
 // authOptions are the credentials of a section.
@@ -147,6 +152,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 			Force: d.ForceConfigDrive, DHCPDomain: c.API.DHCPDomain, SkipVersions: c.API.ConfigDriveSkipVersions,
 			VendordataProviders: c.API.VendordataProviders, VendordataFile: c.API.VendordataJSONFilePath,
 		},
+		ResizeConfirmWindow: d.ResizeConfirmWindow, EmptyImage: filepath.Join(c.LXC.StateDir, "empty-image"),
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/semaphore"
@@ -51,6 +52,11 @@ func (m *Manager) InitHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	moving, err := m.resumeMoves(ctx)
+	if err != nil {
+		return err
+	}
+	maps.Copy(resumed, moving)
 	known := make(map[string]bool, len(instances))
 	slots := semaphore.NewWeighted(parallelSettles)
 	for _, inst := range instances {
@@ -119,6 +125,9 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 		log.Warning("a rebuild was interrupted of which nothing is known; putting the instance into error")
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
+	if movesOn(inst.TaskState) {
+		return nil
+	}
 	if inst.TaskState != object.TaskStateNone {
 		if err := m.clearInterrupted(ctx, inst); err != nil {
 			return err
@@ -159,6 +168,7 @@ func (m *Manager) completions() map[string]func(context.Context, *object.Instanc
 		object.TaskStateRebootStartedHard: m.completeReboot,
 		object.TaskStatePausing:           m.completePause,
 		object.TaskStateUnpausing:         m.completePause,
+		object.TaskStateResizeMigrating:   m.completeMigrating,
 	}
 }
 

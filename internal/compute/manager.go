@@ -23,6 +23,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/serialconsole"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/vif"
 )
 
@@ -78,7 +79,9 @@ type Options struct {
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 
-	DefaultEphemeralFormat string // [DEFAULT] default_ephemeral_format
+	DefaultEphemeralFormat string        // [DEFAULT] default_ephemeral_format
+	EmptyImage             string        // directory of an image without files, for root disks that come without theirs
+	ResizeConfirmWindow    time.Duration // 0: never
 
 	IDPool         []storage.IDRange // root's subordinate ids
 	IDsPerInstance uint32
@@ -101,6 +104,7 @@ type Deps struct {
 	Plugger   vif.Plugger
 	Drives    *configdrive.Store
 	DB        *state.DB
+	Transfers *transfer.Server // root disks for other hosts
 }
 
 // Manager carries out the compute RPC API on one host.
@@ -115,8 +119,11 @@ type Manager struct {
 
 	running background // operations that outlive their message
 
-	inflight inflight
-	cancels  cancels // operations that a delete ends
+	inflight   inflight
+	cancels    cancels // operations that a delete ends
+	moves      moves
+	arrivals   arrivals   // root disks that come here
+	departures departures // root disks that this host offers
 
 	consoles *serialconsole.Server // nil: this host has none
 

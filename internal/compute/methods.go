@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/rpc"
 )
@@ -14,6 +15,7 @@ import (
 func (m *Manager) Endpoints() []rpc.Endpoint {
 	return []rpc.Endpoint{
 		{Version: m.Release.ComputeRPC, Methods: m.methods()},
+		{Namespace: conductor.AgentNamespace, Version: conductor.AgentVersion, Methods: m.agentMethods()},
 		{Namespace: "baseapi", Version: "1.1", Methods: baseMethods()},
 	}
 }
@@ -61,6 +63,11 @@ func (m *Manager) methods() map[string]rpc.Handler {
 		"set_host_enabled":              m.setHostEnabled,
 		"cache_images":                  m.cacheImages,
 		"get_host_uptime":               m.hostUptime,
+		// No root disk is shared with another host.
+		"check_instance_shared_storage": func(context.Context, rpc.Args) (any, error) { return false, nil },
+	}
+	for method, step := range m.moveSteps() {
+		methods[method] = m.moveMethod(method, step)
 	}
 	for method, j := range m.journaled() {
 		methods[method] = m.detached(j.op, j.body)
@@ -80,13 +87,6 @@ var refusals = map[string]refusal{
 	})},
 	"unquiesce_instance": {err: unsupported("quiesce")},
 
-	"prep_resize":          {event: true, fault: true, revert: true, err: unsupported("resize"), undo: revertMove},
-	"resize_instance":      {event: true, fault: true, revert: true, err: unsupported("resize")},
-	"finish_resize":        {event: true, fault: true, revert: true, err: unsupported("resize")},
-	"confirm_resize":       {event: true, fault: true, err: unsupported("resize")},
-	"revert_resize":        {event: true, fault: true, revert: true, err: unsupported("resize")},
-	"finish_revert_resize": {event: true, fault: true, revert: true, err: unsupported("resize")},
-
 	"prep_snapshot_based_resize_at_dest":            {event: true, fault: true, err: precheck("a cross-cell resize")},
 	"prep_snapshot_based_resize_at_source":          {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
 	"finish_snapshot_based_resize_at_dest":          {event: true, fault: true, revert: true, err: unsupported("a cross-cell resize")},
@@ -104,7 +104,6 @@ var refusals = map[string]refusal{
 	"live_migration_force_complete":          {event: true, fault: true, err: unsupported("live migration")},
 	"live_migration_abort":                   {event: true, fault: true, err: unsupported("live migration")},
 	"drop_move_claim_at_destination":         {err: unsupported("live migration")},
-	"check_instance_shared_storage":          {err: unsupported("shared storage")},
 
 	"reserve_block_device_name": {fault: true, revert: true, err: func(args rpc.Args) error {
 		var volume string

@@ -42,6 +42,8 @@ func (m *Manager) tasks() []task {
 		{"instance_usage_audit", 0, m.auditUsage},
 		{"cleanup_expired_console_auth_tokens", m.opts.InstanceDeleteInterval, m.Conductor.CleanExpiredConsoleTokens},
 		{"run_image_cache_manager_pass", m.opts.ImageCacheInterval, m.manageImageCache},
+		{"poll_unconfirmed_resizes", 0, m.confirmOldResizes},
+		{"cleanup_incomplete_migrations", incompleteInterval, m.settleArrivals},
 	}
 }
 

@@ -44,6 +44,9 @@ type record struct {
 	// Rescue is what a rescue has put beside the root disk; nil: nothing.
 	Rescue  *rescueRecord `json:"rescue,omitempty"`
 	Created time.Time     `json:"created"`
+	Arch    string        `json:"arch,omitempty"` // lxc.arch of the root file system
+	// Incoming: the root disk is, or was, brought here from another host, whose instance it is until finish_resize.
+	Incoming *incoming `json:"incoming,omitempty"`
 }
 
 // rescued tells that a rescue system stands in the instance's place.

@@ -39,23 +39,6 @@ func (m *Manager) refuse(method string, r refusal) rpc.Handler {
 	}
 }
 
-// revertMove gives the instance back the allocation that the conductor moved to the
-// migration, and ends the migration (nova/compute/manager.py:_revert_allocation).
-func revertMove(ctx context.Context, m *Manager, inst *object.Instance, args rpc.Args) {
-	var migration object.Migration
-	if err := args.Decode("migration", &migration); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("refused move has no migration")
-		return
-	}
-	log := reqctx.Log(ctx).WithField("migration", migration.UUID)
-	if err := m.Placement.MoveAllocation(ctx, migration.UUID, inst.UUID); err != nil {
-		log.WithError(err).Error("allocation of a refused move not given back")
-	}
-	if err := m.Conductor.SaveMigration(ctx, &migration, map[string]any{"status": "error"}); err != nil {
-		log.WithError(err).Error("migration of a refused move not ended")
-	}
-}
-
 func unsupported(what string) func(rpc.Args) error {
 	return func(rpc.Args) error { return exception.NotImplemented(what + " is not supported by the lxc driver") }
 }

@@ -19,6 +19,8 @@ var (
 	ErrUnsupported = errors.New("not supported by the storage of this host")
 	// ErrNotFound: the instance has no root disk here.
 	ErrNotFound = errors.New("root disk does not exist")
+	// ErrTooSmall: a root disk's content would not fit into the size that is asked for.
+	ErrTooSmall = errors.New("root disk holds more than that")
 	// ErrBusy: something still uses a mounted root disk.
 	ErrBusy = errors.New("root disk is busy")
 )

@@ -30,12 +30,13 @@ type Offer struct {
 	cancel context.CancelCauseFunc
 	had    *manifest
 
-	sent     atomic.Int64  // bytes of content
-	serving  sync.Mutex    // held by the one connection that is served
-	final    chan struct{} // closed once the guest has stopped
-	finished chan struct{} // closed once the destination has everything
-	once     sync.Once     // closes final
-	done     sync.Once     // closes finished
+	sent      atomic.Int64 // bytes of content
+	connected atomic.Bool
+	serving   sync.Mutex    // held by the one connection that is served
+	final     chan struct{} // closed once the guest has stopped
+	finished  chan struct{} // closed once the destination has everything
+	once      sync.Once     // closes final
+	done      sync.Once     // closes finished
 }
 
 // Finish lets the last pass go, for the guest has stopped, and waits until the destination
@@ -68,6 +69,8 @@ func (o *Offer) serve(raw net.Conn) error {
 	if o.ctx.Err() != nil {
 		return context.Cause(o.ctx)
 	}
+	o.connected.Store(true)
+	defer o.connected.Store(false)
 	ctx, cancel := context.WithCancelCause(o.ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -235,4 +238,31 @@ func (o *Offer) await(ctx context.Context, c *codec, check func() (bool, <-chan 
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// Watch calls gone once when the destination has not been connected for a while, until the
+// returned function is called.
+func (o *Offer) Watch(ctx context.Context, gone func(error)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	work.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		away := time.Now()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if o.connected.Load() {
+				away = time.Now()
+			}
+			if time.Since(away) > patience {
+				gone(fmt.Errorf("the destination has not been there for %s", patience))
+				return
+			}
+		}
+	})
+	return func() { cancel(); work.Wait() }
 }

@@ -1,0 +1,221 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/notify"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+)
+
+// finishResize gives an instance its new flavor, on this host from now on
+// (nova/compute/manager.py:finish_resize).
+func (m *Manager) finishResize(ctx context.Context, mv *move) error {
+	if err := m.loadMove(ctx, mv); err != nil {
+		return err
+	}
+	if mv.resumed {
+		if err := m.Conductor.RefreshInstance(ctx, mv.inst); err != nil {
+			return err
+		}
+		if mv.inst.Host != m.opts.Host || mv.inst.TaskState != object.TaskStateResizeMigrated && mv.inst.TaskState != object.TaskStateResizeFinish {
+			return nil
+		}
+	}
+	err := m.finishSteps(ctx, mv)
+	if err == nil || errors.Is(context.Cause(ctx), errDeleted) {
+		return err
+	}
+	return m.finishFailed(context.WithoutCancel(ctx), mv, novaError(mv.inst, err))
+}
+
+func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
+	inst, wanted := mv.inst, mv.inst.NewFlavor
+	if wanted == nil {
+		wanted = inst.Flavor
+	}
+	old := inst.OldFlavor
+	if old == nil {
+		old = inst.Flavor
+	}
+	limits, err := m.limitsOf(ctx, inst.UUID, wanted)
+	if err != nil {
+		return err
+	}
+	info, plugged, err := m.bindHere(ctx, mv)
+	if err != nil {
+		return err
+	}
+	defer plugged.cancel()
+	changes := flavors(wanted, old, wanted)
+	if wanted.ID != old.ID {
+		maps.Copy(changes, sizes(wanted))
+	}
+	changes["task_state"] = object.TaskStateResizeFinish
+	err = m.Conductor.SaveInstance(ctx, inst, changes, mv.expectTask(object.TaskStateResizeMigrated, object.TaskStateResizeFinish))
+	if err != nil {
+		return err
+	}
+	kept := old
+	if !m.same(mv) {
+		kept = nil
+	}
+	m.Tracker.Arrived(ctx, inst, mv.migration.UUID, kept)
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	if m.same(mv) {
+		err = m.resizeHere(ctx, inst, limits)
+	} else {
+		err = m.arrive(ctx, mv, limits, info, plugged)
+	}
+	if err != nil {
+		return err
+	}
+	return m.finishSave(ctx, mv, info)
+}
+
+// finishSave makes the instance resized and says so.
+func (m *Manager) finishSave(ctx context.Context, mv *move, info object.NetworkInfo) error {
+	inst := mv.inst
+	if err := m.saveMigration(ctx, mv, migrationFinished); err != nil {
+		return err
+	}
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{
+		"vm_state": object.VMStateResized, "task_state": nil, "launched_at": object.Now(), "power_state": int(now),
+	}, mv.expectTask(object.TaskStateResizeFinish))
+	if err != nil {
+		return err
+	}
+	m.tellScheduler(ctx, func(ctx context.Context) error {
+		return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst})
+	})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	return nil
+}
+
+// plugging are the ports of an instance that came here, until Neutron has wired them.
+type plugging struct {
+	m        *Manager
+	inst     *object.Instance
+	expected []*expectation
+}
+
+func (p *plugging) cancel() {
+	for _, e := range p.expected {
+		e.cancel()
+	}
+}
+
+// wait waits for Neutron as vif_plugging_timeout says. It does not fail the move: the guest is needed
+// more than its network, which Neutron may bring later.
+func (p *plugging) wait(ctx context.Context) error {
+	s := &spawn{m: p.m, inst: p.inst, expected: p.expected}
+	err := s.awaitPlugged(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		reqctx.Log(ctx).WithError(err).Error("ports of an instance that came here are not up; starting it all the same")
+	}
+	return nil
+}
+
+// bindHere binds the ports to this host and reads what came of it. The waits begin before: the
+// event may come at any time after (nova/network/neutron.py:migrate_instance_finish).
+func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *plugging, error) {
+	inst := mv.inst
+	p := &plugging{m: m, inst: inst}
+	if err := m.Conductor.RefreshInfoCache(ctx, inst); err != nil && !exception.Is(err, "NotFound") {
+		return nil, p, err
+	}
+	if !m.same(mv) {
+		if m.opts.VIFPluggingTimeout > 0 {
+			for _, id := range portIDs(inst.NetworkInfo()) {
+				p.expected = append(p.expected, m.waiters.expect(inst.UUID, eventVIFPlugged, id))
+			}
+		}
+		err := m.Neutron.BindToHost(ctx, neutron.BindRequest{
+			InstanceUUID: inst.UUID, ProjectID: inst.ProjectID, AvailabilityZone: inst.AvailabilityZone, Host: m.opts.Host,
+		})
+		if err != nil {
+			p.cancel()
+			return nil, p, networkError(inst, err)
+		}
+	}
+	info, err := m.refreshNetworkInfo(ctx, inst)
+	if err != nil {
+		p.cancel()
+		return nil, p, networkError(inst, err)
+	}
+	return info, p, nil
+}
+
+// arrive starts an instance whose root disk came from another host.
+func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, plugged *plugging) error {
+	inst := mv.inst
+	rec, err := m.received(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	rootfs, err := m.Roots.Mount(ctx, rec.Root)
+	if err != nil {
+		return fmt.Errorf("mount root disk: %w", err)
+	}
+	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits), rootfs); err != nil {
+		return err
+	}
+	rec.VIFs, rec.Incoming = vifsOfInfo(inst.UUID, info), nil
+	if err := m.saveRecord(rec); err != nil {
+		return err
+	}
+	if stateBefore(inst) == object.VMStateStopped {
+		return m.Roots.Unmount(ctx, inst.UUID)
+	}
+	for _, v := range rec.VIFs {
+		if _, err := m.Plugger.Plug(ctx, v); err != nil {
+			return fmt.Errorf("plug port %s: %w", v.PortID, err)
+		}
+	}
+	if err := plugged.wait(ctx); err != nil {
+		return err
+	}
+	return m.runRecorded(ctx, rec)
+}
+
+// specOf describes an instance of this host to the driver.
+func (m *Manager) specOf(inst *object.Instance, rec record, limits flavor.Limits) driver.Spec {
+	return driver.Spec{
+		UUID: inst.UUID, Name: rec.Name, Hostname: inst.Hostname, ImageID: rec.ImageID, Arch: rec.Arch,
+		Limits: limits, IDs: rec.Root.IDs, ShutdownTimeout: m.shutdownTimeout(inst),
+		// ds-identify of cloud-init recognises the platform by this word.
+		Env: map[string]string{"product_name": "OpenStack Nova"},
+	}
+}
+
+// finishFailed puts the instance into error where it is; nothing goes back by itself
+// (nova/compute/manager.py:_finish_resize_helper).
+func (m *Manager) finishFailed(ctx context.Context, mv *move, cause error) error {
+	if isGone(cause) || exception.Is(cause, "UnexpectedTaskStateError") {
+		return cause
+	}
+	inst := mv.inst
+	if old := inst.OldFlavor; old != nil && inst.Flavor != nil && inst.Flavor.ID != old.ID {
+		changes := flavors(old, old, inst.NewFlavor)
+		maps.Copy(changes, sizes(old))
+		if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("old flavor not stored")
+		}
+	}
+	m.dropAllocation(ctx, mv)
+	return m.failMove(ctx, mv, cause)
+}

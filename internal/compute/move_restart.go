@@ -1,0 +1,180 @@
+package compute
+
+import (
+	"context"
+	"time"
+
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// resumeMoves takes up the steps that an earlier process accepted and did not end, and the root disks that
+// were on their way here. Call it once, before messages are consumed. It returns the instances of the steps.
+func (m *Manager) resumeMoves(ctx context.Context) (map[string]bool, error) {
+	entries, err := state.List[journalEntry](m.DB, moveBucket)
+	if err != nil {
+		return nil, err
+	}
+	steps, resumed := m.moveSteps(), map[string]bool{}
+	for key, entry := range entries {
+		ctx := reqctx.With(ctx, reqctx.FromMap(entry.Context))
+		mv, err := m.journaledMove(key, entry.Args)
+		if err != nil {
+			reqctx.Log(ctx).WithField("entry", key).WithError(err).Error("step of a move in the journal is not readable; the instance is settled as any other")
+			if err := state.Delete(m.DB, moveBucket, key); err != nil {
+				reqctx.Log(ctx).WithError(err).Error("step of a move not removed from the journal")
+			}
+			continue
+		}
+		mv.resumed = true
+		resumed[mv.inst.UUID] = true
+		step := steps[mv.method]
+		if entry.Resumed++; entry.Resumed > maxResumes {
+			step.run = func(ctx context.Context, mv *move) error { return m.failMove(ctx, mv, errInterrupted) }
+		}
+		reqctx.Log(ctx).WithField("instance", mv.inst.UUID).WithField("method", mv.method).Warning("resuming a step of a move that the agent's last stop interrupted")
+		m.startMove(ctx, mv, step, entry)
+	}
+	m.background(ctx, func(ctx context.Context) {
+		if err := m.settleArrivals(ctx); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("root disks on their way here not looked at; the next turn of cleanup_incomplete_migrations does it")
+		}
+	})
+	return resumed, nil
+}
+
+func (m *Manager) journaledMove(key string, args rpc.Args) (*move, error) {
+	method := key[min(len(key), len("00000000-0000-0000-0000-000000000000")+1):]
+	if _, ok := m.moveSteps()[method]; !ok {
+		return nil, errNoUUID
+	}
+	return decodeMove(method, args)
+}
+
+// incompleteInterval is how often what failed moves left is looked for
+// (nova/compute/manager.py:_cleanup_incomplete_migrations).
+const incompleteInterval = 5 * time.Minute
+
+// settleArrivals goes on with root disks whose move goes on, and removes the others.
+func (m *Manager) settleArrivals(ctx context.Context) error {
+	records, err := listRecords(m.DB)
+	if err != nil {
+		return err
+	}
+	for uuid, rec := range records {
+		if rec.Incoming == nil || m.arrivals.of(uuid) != nil || m.moves.has(uuid) {
+			continue
+		}
+		ctx := reqctx.WithField(ctx, "instance", uuid)
+		if err := m.settleArrival(ctx, uuid); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("root disk that was on its way here not settled")
+		}
+	}
+	return nil
+}
+
+func (m *Manager) settleArrival(ctx context.Context, uuid string) error {
+	unlock, err := m.locks.Lock(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, ok, err := m.record(uuid) // a step may have ended meanwhile
+	if err != nil || !ok || rec.Incoming == nil || m.arrivals.of(uuid) != nil {
+		return err
+	}
+	inst, err := m.Conductor.InstanceByUUID(ctx, uuid)
+	if err != nil && !exception.Is(err, "InstanceNotFound") {
+		return err
+	}
+	switch {
+	case err == nil && inst.Host == m.opts.Host:
+		return nil // it is this host's by now; what is here is all there is of it
+	case err == nil && (inst.TaskState == object.TaskStateResizePrep || inst.TaskState == object.TaskStateResizeMigrating):
+		if rec.Incoming.Received {
+			return nil
+		}
+		fetch, done, err := m.openFetch(ctx, rec)
+		if err != nil {
+			return err
+		}
+		reqctx.Log(ctx).Info("waiting again for the rest of a root disk")
+		m.fetchRest(ctx, rec, fetch, done)
+		return nil
+	}
+	reqctx.Log(ctx).Warning("removing a root disk whose move came to nothing")
+	return m.removeFromHost(ctx, uuid)
+}
+
+// completeMigrating puts a guest back to work whose move broke off before the instance changed hosts
+// (nova/compute/manager.py:_init_instance).
+func (m *Manager) completeMigrating(ctx context.Context, inst *object.Instance) error {
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	if isOff(now) && stateBefore(inst) != object.VMStateStopped {
+		if err := m.powerOn(ctx, inst, inst.NetworkInfo()); err != nil {
+			return err
+		}
+		if now, err = m.powerState(ctx, inst.UUID); err != nil {
+			return err
+		}
+	}
+	return m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": nil, "power_state": int(now)})
+}
+
+// movesOn tells that a task is another step's of a move, whose message may wait in the queue.
+func movesOn(task string) bool {
+	switch task {
+	case object.TaskStateResizePrep, object.TaskStateResizeMigrated, object.TaskStateResizeFinish, object.TaskStateResizeReverting:
+		return true
+	}
+	return false
+}
+
+// confirmOldResizes confirms what its owner has not confirmed within resize_confirm_window. The destination does
+// it, as the API would: the source removes what is left there (nova/compute/manager.py:_poll_unconfirmed_resizes).
+func (m *Manager) confirmOldResizes(ctx context.Context) error {
+	if m.opts.ResizeConfirmWindow <= 0 {
+		return nil
+	}
+	migrations, err := m.Conductor.UnconfirmedResizes(ctx, int(m.opts.ResizeConfirmWindow/time.Second), m.opts.Host)
+	if err != nil {
+		return err
+	}
+	for _, migration := range migrations {
+		ctx := reqctx.WithField(ctx, "instance", migration.InstanceUUID)
+		if err := m.confirmOldResize(ctx, migration); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("resize not confirmed; the next turn tries again")
+		}
+	}
+	return nil
+}
+
+func (m *Manager) confirmOldResize(ctx context.Context, migration *object.Migration) error {
+	inst, err := m.Conductor.InstanceByUUID(ctx, migration.InstanceUUID, "metadata", "system_metadata", "flavor", "info_cache")
+	if err != nil && !exception.Is(err, "InstanceNotFound") {
+		return err
+	}
+	if err != nil || inst.VMState == object.VMStateError {
+		return m.Conductor.SaveMigration(ctx, migration, map[string]any{"status": migrationError})
+	}
+	if inst.VMState != object.VMStateResized || inst.TaskState != object.TaskStateNone {
+		return nil // it does something, or it is confirmed
+	}
+	reqctx.Log(ctx).Info("confirming a resize after resize_confirm_window")
+	// What the API does at confirmResize (nova/compute/api.py:confirm_resize).
+	if err := m.Conductor.StartAction(ctx, inst.UUID, "confirmResize"); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("confirmResize action not recorded")
+	}
+	if err := m.Conductor.SaveMigration(ctx, migration, map[string]any{"status": migrationConfirming}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, castTimeout)
+	defer cancel()
+	return m.Conductor.CastCompute(ctx, migration.SourceCompute, false, "confirm_resize", map[string]any{"instance": inst, "migration": migration})
+}
