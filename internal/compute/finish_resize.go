@@ -174,7 +174,8 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits), rootfs); err != nil {
 		return err
 	}
-	rec.VIFs, rec.Incoming = vifsOfInfo(inst.UUID, info), nil
+	rec.setVIFs(vifsOfInfo(inst.UUID, info))
+	rec.Incoming = nil
 	if err := m.saveRecord(rec); err != nil {
 		return err
 	}

@@ -51,9 +51,6 @@ const (
 // and method.
 const moveBucket = "moves"
 
-// oldVMState is the key of system_metadata that keeps the state to return to.
-const oldVMState = "old_vm_state"
-
 // move is one method of a move, with its arguments.
 type move struct {
 	method    string

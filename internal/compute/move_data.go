@@ -11,6 +11,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync/template"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -35,6 +36,9 @@ type rootOffer struct {
 	Layer  bool            `json:"layer"` // only what differs from the image
 	Arch   string          `json:"arch"`
 	Used   uint64          `json:"used"` // bytes, 0: not known
+	// Of the record: what the guest calls its ports, and what the image's templates were given.
+	Names     map[string]string `json:"names"`
+	Templates *template.Vars    `json:"templates"`
 }
 
 // arrivals are the root disks that are on their way here, by instance UUID.
@@ -147,7 +151,7 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 		}
 	}
 	reqctx.Log(ctx).WithField("layer", layer).WithField("bytes", used).Info("root disk offered to another host")
-	return rootOffer{Ticket: offer.Ticket, Layer: layer, Arch: arch, Used: used}, nil
+	return rootOffer{Ticket: offer.Ticket, Layer: layer, Arch: arch, Used: used, Names: rec.Names, Templates: rec.Templates}, nil
 }
 
 // sameImage tells whether the other host has the very image that the root disk lies on, and this
@@ -270,12 +274,12 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePat
 		return record{}, fmt.Errorf("%w: %w", driver.ErrNoResources, err)
 	}
 	rec := record{
-		UUID: uuid, Name: mv.inst.Name(m.opts.InstanceNameTemplate), Created: time.Now().UTC(), Arch: offer.Arch,
+		UUID: uuid, Name: mv.inst.Name(m.opts.InstanceNameTemplate), Created: time.Now().UTC(), Arch: offer.Arch, Names: offer.Names,
 		Root:     storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested},
 		Incoming: &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer},
 	}
 	if offer.Layer {
-		rec.ImageID, rec.Root.ImagePath = mv.image.ID, imagePath
+		rec.ImageID, rec.Root.ImagePath, rec.Templates = mv.image.ID, imagePath, offer.Templates
 	} else if err := os.MkdirAll(m.opts.EmptyImage, 0o755); err != nil { //nolint:gosec // it is a root file system's root
 		return rec, err
 	}

@@ -12,11 +12,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
-// grower is a back end whose root disks grow while they are mounted.
-type grower interface {
-	Grow(ctx context.Context, instanceID string, sizeGB int) error
-}
-
 // resizeHere gives an instance of this host other limits and a larger root disk. Its guest is not
 // stopped, unless it cannot be given the limits while it runs.
 func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, limits flavor.Limits) error {
@@ -28,7 +23,7 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, limits 
 		return fmt.Errorf("resize here: %w", driver.ErrNotFound)
 	}
 	if rec.Root.SizeGB != limits.RootGB {
-		if err := m.growRoot(ctx, rec, limits.RootGB); err != nil {
+		if err := m.growRoot(ctx, inst, rec, limits.RootGB); err != nil {
 			return err
 		}
 	}
@@ -36,15 +31,18 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, limits 
 }
 
 // growRoot makes the root disk larger; the record follows when it is.
-func (m *Manager) growRoot(ctx context.Context, rec record, sizeGB int) error {
+func (m *Manager) growRoot(ctx context.Context, inst *object.Instance, rec record, sizeGB int) error {
 	if sizeGB == 0 {
 		return fmt.Errorf("%w: the root disk of %d GB cannot lose its limit", storage.ErrUnsupported, rec.Root.SizeGB)
 	}
-	g, ok := m.Roots.(grower)
-	if !ok {
-		return fmt.Errorf("%w: root disks of back end %s do not grow", storage.ErrUnsupported, m.Roots.Name())
+	err := m.Roots.Grow(ctx, rec.UUID, sizeGB)
+	if errors.Is(err, storage.ErrBusy) { // it grows at its next mount
+		reqctx.Log(ctx).WithError(err).Info("stopping the guest to make its root disk larger")
+		if err = m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err == nil {
+			err = m.runRecorded(ctx, rec)
+		}
 	}
-	if err := g.Grow(ctx, rec.UUID, sizeGB); err != nil {
+	if err != nil {
 		return fmt.Errorf("grow root disk: %w", err)
 	}
 	rec.Root.SizeGB = sizeGB

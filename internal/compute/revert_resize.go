@@ -11,7 +11,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
-	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
@@ -181,7 +180,7 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, limits flavor.Limits) 
 	if err != nil || !ok {
 		return info, errors.Join(err, exception.InstanceNotFound(inst.UUID))
 	}
-	rec.VIFs = vifsOfInfo(inst.UUID, info)
+	rec.setVIFs(vifsOfInfo(inst.UUID, info))
 	if err := m.saveRecord(rec); err != nil {
 		return info, err
 	}
@@ -226,15 +225,4 @@ func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, limits 
 		return errors.Join(shrinkErr, m.runRecorded(ctx, rec))
 	}
 	return shrinkErr
-}
-
-// rebind binds the ports of an instance to this host.
-func (m *Manager) rebind(ctx context.Context, inst *object.Instance) error {
-	err := m.Neutron.BindToHost(ctx, neutron.BindRequest{
-		InstanceUUID: inst.UUID, ProjectID: inst.ProjectID, AvailabilityZone: inst.AvailabilityZone, Host: m.opts.Host,
-	})
-	if err != nil {
-		return networkError(inst, err)
-	}
-	return nil
 }

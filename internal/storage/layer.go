@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -26,4 +27,18 @@ func (b *byNesting) Layer(ctx context.Context, instanceID string) (string, func(
 		return "", nil, fmt.Errorf("%w: %s has no layers", ErrUnsupported, b.normal.Name())
 	}
 	return l.Layer(ctx, instanceID)
+}
+
+// Shrink implements Shrinker by whichever back end has the root disk.
+func (b *byNesting) Shrink(ctx context.Context, instanceID string, sizeGB int) error {
+	for _, back := range []Backend{b.normal, b.nested} {
+		s, ok := back.(Shrinker)
+		if !ok {
+			continue
+		}
+		if err := s.Shrink(ctx, instanceID, sizeGB); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: the back end of %s does not shrink root disks", ErrUnsupported, instanceID)
 }

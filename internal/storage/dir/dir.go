@@ -130,6 +130,11 @@ func (b *Backend) Grow(ctx context.Context, instanceID string, sizeGB int) error
 	})
 }
 
+// Shrink implements storage.Shrinker.
+func (b *Backend) Shrink(ctx context.Context, instanceID string, sizeGB int) error {
+	return pool.ShrinkRoot(b.pool, instanceID, sizeGB, func() error { return ext4.Shrink(ctx, b.pool.Path(instanceID, diskFile), sizeGB) })
+}
+
 // Delete implements storage.Backend. What the guest wrote last is dropped rather
 // than written, and the blocks are freed by Run.
 func (b *Backend) Delete(ctx context.Context, instanceID string) error {

@@ -3,6 +3,7 @@ package ext4
 import (
 	"os"
 
+	"github.com/compute-agent/compute-agent/internal/storage/loop"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
@@ -10,10 +11,10 @@ import (
 // descriptor, /proc/self/fd/N being its root, and the mount ends when that is closed. The file system may
 // be mounted elsewhere, too.
 func Open(path string) (*os.File, error) {
-	loop, err := attach(path)
+	device, err := loop.Attach(path)
 	if err != nil {
 		return nil, err
 	}
-	defer loop.Close() //nolint:errcheck // nothing was written
-	return mount.Detached("ext4", options(loop)...)
+	defer device.Close() //nolint:errcheck // nothing was written
+	return mount.Detached("ext4", options(device)...)
 }

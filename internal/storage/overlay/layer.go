@@ -9,14 +9,18 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
 )
 
-var _ storage.Layered = (*Backend)(nil)
+var (
+	_ storage.Layered  = (*Backend)(nil)
+	_ storage.Shrinker = (*Backend)(nil)
+)
 
 // Layer implements storage.Layered: the upper directory, reached through a mount of the file system that has
 // no place in the tree of mounts and so goes away with this process at the latest.
 func (b *Backend) Layer(_ context.Context, instanceID string) (string, func() error, error) {
-	r, err := b.root(instanceID)
+	r, err := b.pool.Get(instanceID)
 	if err != nil {
 		return "", nil, fmt.Errorf("open layer of %s: %w", instanceID, err)
 	}
@@ -42,4 +46,7 @@ func (b *Backend) Layer(_ context.Context, instanceID string) (string, func() er
 	return upper, done, nil
 }
 
-func (b *Backend) root(instanceID string) (storage.Root, error) { return b.pool.Root(instanceID) }
+// Shrink implements storage.Shrinker.
+func (b *Backend) Shrink(ctx context.Context, instanceID string, sizeGB int) error {
+	return pool.ShrinkRoot(b.pool, instanceID, sizeGB, func() error { return ext4.Shrink(ctx, b.pool.Path(instanceID, diskFile), sizeGB) })
+}
