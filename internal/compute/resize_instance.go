@@ -9,7 +9,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/vif"
 )
 
@@ -135,7 +134,7 @@ func (m *Manager) leave(ctx context.Context, mv *move) error {
 	stopped := time.Now()
 	rest, cancel := context.WithTimeout(ctx, restTimeout)
 	defer cancel()
-	if err := finishOffer(rest, offer); err != nil {
+	if err := offer.Finish(rest); err != nil {
 		return fmt.Errorf("copy the rest of the root disk: %w", err)
 	}
 	if err := m.Roots.Unmount(ctx, uuid); err != nil { // the last pass may have mounted it
@@ -144,15 +143,6 @@ func (m *Manager) leave(ctx context.Context, mv *move) error {
 	reqctx.Log(ctx).WithField("stop_ms", stopped.Sub(began).Milliseconds()).WithField("copy_ms", time.Since(stopped).Milliseconds()).
 		Info("guest stopped, root disk is on the destination")
 	return m.unplugRecorded(ctx, uuid)
-}
-
-// finishOffer lets the last pass go, and gives up on a destination of which nothing is heard.
-func finishOffer(ctx context.Context, offer *transfer.Offer) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := offer.Watch(ctx, func(err error) { cancel(err) })
-	defer stop()
-	return offer.Finish(ctx)
 }
 
 // unplugRecorded takes an instance's ports off this host; its record says so then.

@@ -42,7 +42,6 @@ type Fetch struct {
 	r      *receiver
 	raw    net.Conn
 	c      *codec
-	stop   func() bool
 }
 
 // NewFetch begins a transfer; nothing is sent before the first pass. Close it.
@@ -71,11 +70,10 @@ func (f *Fetch) Running(ctx context.Context) error {
 // Last waits until the guest has stopped and copies what has changed.
 func (f *Fetch) Last(ctx context.Context) error { return f.run(ctx, kindLast) }
 
-// Close ends the transfer. A cause is told to the source, which gives up then, too.
+// Close ends the transfer; it may be repeated. A cause is told to the source, which gives up then, too.
 func (f *Fetch) Close(cause error) {
-	if f.raw != nil && cause != nil {
-		_ = f.raw.SetWriteDeadline(time.Now().Add(dialTimeout))
-		_ = f.c.send(kindFail, failure{Reason: cause.Error()})
+	if cause != nil {
+		f.tell(cause)
 	}
 	f.hangUp()
 	f.r.close()
@@ -83,7 +81,6 @@ func (f *Fetch) Close(cause error) {
 
 func (f *Fetch) hangUp() {
 	if f.raw != nil {
-		f.stop()
 		_ = f.raw.Close()
 	}
 	f.raw, f.c = nil, nil
@@ -132,10 +129,29 @@ func (f *Fetch) run(ctx context.Context, k kind) error {
 // drop ends a connection that is of no more use; the source hears why if that is this host's doing.
 func (f *Fetch) drop(err error) {
 	var local *localError
-	if f.raw != nil && errors.As(err, &local) {
-		_ = f.c.send(kindFail, failure{Reason: err.Error()})
+	if errors.As(err, &local) {
+		f.tell(err)
 	}
 	f.hangUp()
+}
+
+// tell says why this host gives up, and waits for the source to hang up: a connection that is closed while
+// the other end still sends is reset, and the message with it.
+func (f *Fetch) tell(cause error) {
+	if f.raw == nil {
+		return
+	}
+	if f.c.send(kindFail, failure{Reason: cause.Error()}) != nil {
+		return
+	}
+	for end := time.Now().Add(dialTimeout); time.Now().Before(end); {
+		if _, _, err := f.c.read(f.r.buf); err != nil {
+			var broken *wireError
+			if errors.As(err, &broken) {
+				return
+			}
+		}
+	}
 }
 
 func (f *Fetch) attempt(ctx context.Context, k kind) (applied int, err error) {
@@ -144,6 +160,10 @@ func (f *Fetch) attempt(ctx context.Context, k kind) (applied int, err error) {
 			return 0, err
 		}
 	}
+	// The connection outlives the call, but does not hold it when it is to end.
+	raw := f.raw
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
 	if err := f.c.send(k, struct{}{}); err != nil {
 		return 0, err
 	}
@@ -189,10 +209,10 @@ func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 	}
 }
 
-// blame tells a broken connection, which another one mends, from a failure of this host.
+// blame tells a broken connection from a failure of this host.
 func blame(err error) error {
-	var broken net.Error
-	if errors.As(err, &broken) || errors.Is(err, net.ErrClosed) || isEOF(err) {
+	var broken *wireError
+	if errors.As(err, &broken) {
 		return err
 	}
 	return &localError{err}
@@ -231,7 +251,7 @@ func (f *Fetch) acknowledge(seq uint64) error {
 	if err := f.c.write(kindAck, body[:]); err != nil {
 		return err
 	}
-	return f.c.w.Flush()
+	return f.c.flush()
 }
 
 // connect opens a connection to the host whose certificate the ticket names, and shows the token.
@@ -247,8 +267,9 @@ func (f *Fetch) connect(ctx context.Context) error {
 		return err
 	}
 	f.raw = raw
-	f.stop = context.AfterFunc(ctx, func() { _ = raw.Close() })
-	f.c = newCodec(&conn{Conn: raw, ctx: ctx, silence: silence})
+	f.c = newCodec(&conn{Conn: raw, silence: silence})
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
 	err = f.c.send(kindHello, hello{Version: protocolVersion, ID: f.ticket.ID, Token: f.ticket.Token})
 	if err != nil {
 		return err

@@ -32,6 +32,7 @@ type Offer struct {
 
 	sent      atomic.Int64 // bytes of content
 	connected atomic.Bool
+	watch     sync.WaitGroup
 	serving   sync.Mutex    // held by the one connection that is served
 	final     chan struct{} // closed once the guest has stopped
 	finished  chan struct{} // closed once the destination has everything
@@ -53,11 +54,22 @@ func (o *Offer) Finish(ctx context.Context) error {
 	}
 }
 
+// complete tells that the destination has everything.
+func (o *Offer) complete() bool {
+	select {
+	case <-o.finished:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close ends the offer; its ticket is worth nothing any more. When it returns nothing reads
 // the root disk. It may be repeated.
 func (o *Offer) Close() {
 	o.cancel(errClosed)
 	o.server.withdraw(o)
+	o.watch.Wait()
 	o.serving.Lock()
 	defer o.serving.Unlock() //nolint:staticcheck // it waits for the connection that is served
 }
@@ -146,7 +158,8 @@ func (o *Offer) answer(ctx context.Context, c *codec, acks *acknowledgements, k 
 	began := time.Now()
 	count, err := o.pass(ctx, c, acks, last)
 	if err != nil {
-		if ctx.Err() == nil { // what is wrong is wrong with the disk: another try would meet it again
+		var broken *wireError
+		if ctx.Err() == nil && !errors.As(err, &broken) { // what is wrong is wrong with the disk: another try would meet it again
 			_ = c.send(kindRefuse, failure{Reason: err.Error()})
 			o.cancel(err)
 		}
@@ -240,29 +253,24 @@ func (o *Offer) await(ctx context.Context, c *codec, check func() (bool, <-chan 
 	}
 }
 
-// Watch calls gone once when the destination has not been connected for a while, until the
-// returned function is called.
-func (o *Offer) Watch(ctx context.Context, gone func(error)) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var work sync.WaitGroup
-	work.Go(func() {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		away := time.Now()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if o.connected.Load() {
-				away = time.Now()
-			}
-			if time.Since(away) > patience {
-				gone(fmt.Errorf("the destination has not been there for %s", patience))
-				return
-			}
+// expire ends the offer when the destination has not been there for a while.
+func (o *Offer) expire() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	away := time.Now()
+	for {
+		select {
+		case <-o.ctx.Done():
+			return
+		case <-tick.C:
 		}
-	})
-	return func() { cancel(); work.Wait() }
+		if o.connected.Load() {
+			away = time.Now()
+		}
+		if time.Since(away) > patience {
+			o.cancel(fmt.Errorf("%w: it has not been there for %s", ErrAborted, patience))
+			o.server.withdraw(o)
+			return
+		}
+	}
 }

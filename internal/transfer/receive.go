@@ -36,7 +36,10 @@ func newReceiver(dir string, ids storage.IDRange, layer bool) (*receiver, error)
 
 func (r *receiver) close() {
 	r.leave()
-	_ = unix.Close(r.root)
+	if r.root >= 0 {
+		_ = unix.Close(r.root)
+	}
+	r.root = -1
 }
 
 func (r *receiver) leave() {

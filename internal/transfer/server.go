@@ -79,7 +79,7 @@ func NewServer(o Options) *Server {
 }
 
 // Offer makes a root disk available under an id, in place of what that id offered before,
-// until the offer is closed. The work of its connections ends with ctx.
+// until the offer is closed, or its destination has been away for long. The work of its connections ends with ctx.
 func (s *Server) Offer(ctx context.Context, id string, src Source) (*Offer, error) {
 	token := make([]byte, 32)
 	if _, err := rand.Read(token); err != nil {
@@ -103,6 +103,7 @@ func (s *Server) Offer(ctx context.Context, id string, src Source) (*Offer, erro
 		Ticket: Ticket{Address: s.listener.Addr().String(), Certificate: s.cert, ID: id, Token: hex.EncodeToString(token)},
 	}
 	s.offers[id] = o
+	o.watch.Go(o.expire)
 	return o, nil
 }
 
@@ -193,7 +194,7 @@ func (s *Server) greet(c net.Conn) {
 		reqctx.Log(context.Background()).WithField("peer", c.RemoteAddr().String()).WithError(err).Warning("connection for a root disk refused")
 		return
 	}
-	if err := o.serve(c); err != nil && o.ctx.Err() == nil {
+	if err := o.serve(c); err != nil && o.ctx.Err() == nil && !o.complete() {
 		reqctx.Log(o.ctx).WithError(err).Warning("transfer of a root disk interrupted")
 	}
 }

@@ -193,6 +193,7 @@ func TestInterruptedTransferGoesOn(t *testing.T) {
 	require.NoError(t, p.fetch.Running(t.Context()))
 	require.Greater(t, proxy.connections.Load(), int32(1), "the first connection was cut")
 	p.finish(t)
+	p.fetch.Close(nil) // the proxy waits for its connections
 	p.equal(t)
 }
 

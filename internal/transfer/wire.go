@@ -123,12 +123,14 @@ func (c *codec) write(k kind, body []byte) error {
 	var head [5]byte
 	head[0] = byte(k)
 	binary.BigEndian.PutUint32(head[1:], uint32(len(body))) //nolint:gosec // bodies are a few MiB at most
-	if _, err := c.w.Write(head[:]); err != nil {
-		return err
+	_, err := c.w.Write(head[:])
+	if err == nil {
+		_, err = c.w.Write(body)
 	}
-	_, err := c.w.Write(body)
-	return err
+	return onWire(err)
 }
+
+func (c *codec) flush() error { return onWire(c.w.Flush()) }
 
 func (c *codec) writeJSON(k kind, v any) error {
 	body, err := json.Marshal(v)
@@ -146,14 +148,14 @@ func (c *codec) send(k kind, v any) error {
 	if err := c.writeJSON(k, v); err != nil {
 		return err
 	}
-	return c.w.Flush()
+	return c.flush()
 }
 
 // read returns the next frame. buf is used for the body if it is large enough.
 func (c *codec) read(buf []byte) (kind, []byte, error) {
 	var head [5]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
-		return 0, nil, err
+		return 0, nil, &wireError{err}
 	}
 	k, size := kind(head[0]), binary.BigEndian.Uint32(head[1:])
 	limit := uint32(maxHeader)
@@ -166,9 +168,21 @@ func (c *codec) read(buf []byte) (kind, []byte, error) {
 	if uint32(len(buf)) < size { //nolint:gosec // buffers are small
 		buf = make([]byte, size)
 	}
-	_, err := io.ReadFull(c.r, buf[:size])
-	return k, buf[:size], err
+	if _, err := io.ReadFull(c.r, buf[:size]); err != nil {
+		return k, nil, &wireError{err}
+	}
+	return k, buf[:size], nil
 }
 
-// isEOF tells that the other end closed the connection.
-func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+func onWire(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &wireError{err}
+}
+
+// wireError is a failure of the connection, which another connection mends.
+type wireError struct{ error }
+
+// Unwrap gives the failure itself.
+func (e *wireError) Unwrap() error { return e.error }
