@@ -76,11 +76,11 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if m.same(mv) && old.ID == wanted.ID {
 		return exception.UnableToMigrateToSelf(mv.inst.UUID, m.opts.Host)
 	}
-	if old.EphemeralGB != wanted.EphemeralGB || old.Swap != wanted.Swap {
-		return exception.ResizeError("the size of ephemeral and swap disks cannot be changed by the lxc driver")
+	if old.EphemeralGB != wanted.EphemeralGB {
+		return &rolledBack{exception.ResizeError("the size of ephemeral disks cannot be changed by the lxc driver")}
 	}
 	if !m.same(mv) && old.EphemeralGB > 0 {
-		return exception.ResizeError("ephemeral disks cannot be moved by the lxc driver")
+		return &rolledBack{exception.ResizeError("ephemeral disks cannot be moved by the lxc driver")}
 	}
 	limits, err := m.limitsOf(ctx, mv.inst.UUID, wanted)
 	if err != nil {

@@ -137,7 +137,7 @@ func (m *Manager) leave(ctx context.Context, mv *move) error {
 	if err := offer.Finish(rest); err != nil {
 		return fmt.Errorf("copy the rest of the root disk: %w", err)
 	}
-	if err := m.Roots.Unmount(ctx, uuid); err != nil { // the last pass may have mounted it
+	if err := m.unmountDisks(ctx, uuid); err != nil { // the last pass may have mounted it
 		return err
 	}
 	reqctx.Log(ctx).WithField("stop_ms", stopped.Sub(began).Milliseconds()).WithField("copy_ms", time.Since(stopped).Milliseconds()).

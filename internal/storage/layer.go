@@ -21,24 +21,32 @@ type Shrinker interface {
 }
 
 // Layer implements Layered by whichever back end has the root disk.
-func (b *byNesting) Layer(ctx context.Context, instanceID string) (string, func() error, error) {
-	l, ok := b.normal.(Layered)
-	if !ok {
-		return "", nil, fmt.Errorf("%w: %s has no layers", ErrUnsupported, b.normal.Name())
+func (c *choice) Layer(ctx context.Context, instanceID string) (dir string, done func() error, err error) {
+	err = c.any(func(b Backend) error {
+		l, ok := b.(Layered)
+		if !ok {
+			return ErrNotFound
+		}
+		dir, done, err = l.Layer(ctx, instanceID)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		return "", nil, fmt.Errorf("%w: the root disk of %s has no layer", ErrUnsupported, instanceID)
 	}
-	return l.Layer(ctx, instanceID)
+	return dir, done, err
 }
 
 // Shrink implements Shrinker by whichever back end has the root disk.
-func (b *byNesting) Shrink(ctx context.Context, instanceID string, sizeGB int) error {
-	for _, back := range []Backend{b.normal, b.nested} {
-		s, ok := back.(Shrinker)
+func (c *choice) Shrink(ctx context.Context, instanceID string, sizeGB int) error {
+	err := c.any(func(b Backend) error {
+		s, ok := b.(Shrinker)
 		if !ok {
-			continue
+			return ErrNotFound
 		}
-		if err := s.Shrink(ctx, instanceID, sizeGB); !errors.Is(err, ErrNotFound) {
-			return err
-		}
+		return s.Shrink(ctx, instanceID, sizeGB)
+	})
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: the back end of %s does not shrink root disks", ErrUnsupported, instanceID)
 	}
-	return fmt.Errorf("%w: the back end of %s does not shrink root disks", ErrUnsupported, instanceID)
+	return err
 }

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -238,4 +240,35 @@ func (p *pairOf) sum(id string) string {
 func kill(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	require.ErrorContains(t, l.Agent.Signal(within(t, 10*time.Second), syscall.SIGKILL), "killed")
+}
+
+// disable keeps the scheduler from a host until the test ends.
+func disable(t *testing.T, hostname string) {
+	t.Helper()
+	set := func(ctx context.Context, status string) error {
+		services, err := shared.Admin.ComputeServices(ctx, "nova-compute")
+		if err != nil {
+			return err
+		}
+		for _, s := range services {
+			if s.Host == hostname {
+				err = shared.Admin.Do(ctx, http.MethodPut, cloud.Compute, "/os-services/"+s.ID, map[string]string{"status": status}, nil)
+			}
+		}
+		return err
+	}
+	require.NoError(t, set(within(t, 30*time.Second), "disabled"))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		require.NoError(t, set(ctx, "enabled"))
+	})
+}
+
+// sameHostAllowed tells whether the API offers a server's own host for a resize.
+func sameHostAllowed(t *testing.T) bool {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(shared.Plane.Base, "root/etc/nova/nova.conf"))
+	require.NoError(t, err)
+	return strings.Contains(string(text), "allow_resize_to_same_host = true")
 }

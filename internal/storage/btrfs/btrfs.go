@@ -213,6 +213,14 @@ func (b *Backend) Grow(_ context.Context, instanceID string, sizeGB int) error {
 	})
 }
 
+// Shrink implements storage.Shrinker: a quota can always be lowered. Who lowers it below what is used keeps the
+// guest from writing, no more.
+func (b *Backend) Shrink(_ context.Context, instanceID string, sizeGB int) error {
+	return pool.ShrinkRoot(b.pool, instanceID, sizeGB, func() error {
+		return limit(b.disk(instanceID), uint64(sizeGB)<<30) //nolint:gosec // positive
+	})
+}
+
 // Delete implements storage.Backend.
 func (b *Backend) Delete(ctx context.Context, instanceID string) error {
 	if err := b.pool.Delete(ctx, instanceID); err != nil {
