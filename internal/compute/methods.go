@@ -15,8 +15,8 @@ import (
 func (m *Manager) Endpoints() []rpc.Endpoint {
 	return []rpc.Endpoint{
 		{Version: m.Release.ComputeRPC, Methods: m.methods()},
-		{Namespace: conductor.AgentNamespace, Version: conductor.AgentVersion, Methods: m.agentMethods()},
 		{Namespace: "baseapi", Version: "1.1", Methods: baseMethods()},
+		{Namespace: conductor.AgentNamespace, Version: conductor.AgentVersion, Methods: m.agentMethods()},
 	}
 }
 
