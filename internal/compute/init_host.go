@@ -48,6 +48,10 @@ func (m *Manager) InitHost(ctx context.Context) error {
 			return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, instances)
 		})
 	}
+	evacuated, err := m.destroyEvacuated(ctx)
+	if err != nil {
+		return err
+	}
 	resumed, err := m.resumeBuilds(ctx)
 	if err != nil {
 		return err
@@ -57,6 +61,7 @@ func (m *Manager) InitHost(ctx context.Context) error {
 		return err
 	}
 	maps.Copy(resumed, moving)
+	maps.Copy(resumed, evacuated)
 	known := make(map[string]bool, len(instances))
 	slots := semaphore.NewWeighted(parallelSettles)
 	for _, inst := range instances {

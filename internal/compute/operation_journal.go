@@ -222,9 +222,17 @@ func (m *Manager) resumeUnplaced(ctx context.Context, uuid string, entry operati
 	case inst.Host == "" && inst.VMState == object.VMStateShelvedOffloaded && entry.Method == "unshelve_instance" &&
 		(inst.TaskState == object.TaskStateUnshelving || inst.TaskState == object.TaskStateSpawning):
 		return m.resumeOperation(ctx, inst, entry)
+	case entry.Method == "rebuild_instance" && slices.Contains(rebuildTasks, inst.TaskState) && isEvacuation(entry.Args):
+		return m.resumeOperation(ctx, inst, entry)
 	}
 	reqctx.Log(ctx).WithField("method", entry.Method).Info("the instance of an interrupted operation is not here any more")
 	return state.Delete(m.DB, operationBucket, uuid)
+}
+
+// isEvacuation tells that a rebuild is of an instance of another host.
+func isEvacuation(args rpc.Args) bool {
+	var recreate bool
+	return args.Decode("recreate", &recreate) == nil && recreate
 }
 
 // giveUpOperation ends an operation that could not be finished in several starts of the agent.

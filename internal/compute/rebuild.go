@@ -80,7 +80,7 @@ func (m *Manager) rebuildInstance(ctx context.Context, inst *object.Instance, ar
 		return nil, err
 	}
 	if r.Recreate {
-		return nil, exception.New("InstanceEvacuateNotSupported", nil)
+		return nil, m.evacuate(ctx, r)
 	}
 	ctx, watch := stopwatch.With(ctx)
 	if err := m.rebuild(ctx, r); err != nil {

@@ -45,6 +45,8 @@ type record struct {
 	Rescue  *rescueRecord `json:"rescue,omitempty"`
 	Created time.Time     `json:"created"`
 	Arch    string        `json:"arch,omitempty"` // lxc.arch of the root file system
+	// Evacuation is the migration that brings the instance here from a host that is down, until it is here.
+	Evacuation string `json:"evacuation,omitempty"`
 	// Incoming: the root disk is, or was, brought here from another host, whose instance it is until finish_resize.
 	Incoming *incoming `json:"incoming,omitempty"`
 }

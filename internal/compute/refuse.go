@@ -5,7 +5,6 @@ import (
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
