@@ -39,6 +39,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
+	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -63,6 +64,7 @@ type world struct {
 	opts      Options
 	trail     *trail
 	nova      *novatest.Conductor
+	bus       *bus
 	placement *placementtest.Fake
 	neutron   *fakeNeutron
 	glance    *fakeGlance
@@ -96,6 +98,12 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 
 func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *world {
 	t.Helper()
+	return newWorldBeside(t, releaseName, nil, change...)
+}
+
+// newWorldBeside is another host of the control plane that a world has; nil: of one of its own.
+func newWorldBeside(t testing.TB, releaseName string, other *world, change ...func(*Options)) *world {
+	t.Helper()
 	r, err := release.ByName(releaseName)
 	require.NoError(t, err)
 	trail := newTrail()
@@ -115,6 +123,11 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 	for _, f := range change {
 		f(&w.opts)
 	}
+	w.bus = &bus{Conductor: w.nova, hosts: map[string]*world{}}
+	if other != nil {
+		w.nova, w.neutron, w.glance, w.placement, w.bus = other.nova, other.neutron, other.glance, other.placement, other.bus
+	}
+	w.bus.hosts[w.opts.Host] = w
 	cloud := ostest.NewFake(t, map[string]http.Handler{
 		"network": http.StripPrefix("/v2.0", w.neutron), "image": http.StripPrefix("/v2", w.glance), "placement": w.placement,
 	})
@@ -124,12 +137,12 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 	require.NoError(t, err)
 	drives, err := configdrive.Open(filepath.Join(t.TempDir(), "configdrive"))
 	require.NoError(t, err)
-	api := conductor.New(w.nova, r)
+	api := conductor.New(w.bus, r)
 	placementClient := placement.New(cloud.Service("placement", "placement", ""))
-	w.nova.AddService(novatest.Fields{"id": novatest.Raw(7), "host": novatest.Raw(testHost), "binary": novatest.Raw(binary), "disabled": novatest.Raw(false)})
+	w.nova.AddService(novatest.Fields{"id": novatest.Raw(7), "host": novatest.Raw(w.opts.Host), "binary": novatest.Raw(binary), "disabled": novatest.Raw(false)})
 	dir := t.TempDir()
 	tracker := resource.New(resource.Options{
-		Host: testHost, NodeName: testHost, StatePath: dir, IdentityDirs: []string{dir}, HypervisorType: "lxc",
+		Host: w.opts.Host, NodeName: w.opts.Host, StatePath: dir, IdentityDirs: []string{dir}, HypervisorType: "lxc",
 		InitialCPURatio: 4, InitialRAMRatio: 1, InitialDiskRatio: 1, CountFailedBuilds: true,
 	}, resource.Deps{
 		Release: r, Conductor: api, Placement: placementClient, Disk: w.roots.Usage,
@@ -147,7 +160,8 @@ func newWorldOf(t testing.TB, releaseName string, change ...func(*Options)) *wor
 			Section: "glance", Types: []string{"image"}, Version: "v2", EndpointOverride: cloud.URL + "/image",
 		})}),
 		Drives: drives, Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
-		Notify: notify.New(w.sender, notify.Options{Host: testHost, Format: notify.FormatUnversioned, Release: r}),
+		Transfers: transfer.NewServer(transfer.Options{Address: "127.0.0.1"}),
+		Notify:    notify.New(w.sender, notify.Options{Host: w.opts.Host, Format: notify.FormatUnversioned, Release: r}),
 	})
 	w.storePause = time.Millisecond
 	t.Cleanup(func() {

@@ -23,6 +23,7 @@ var served = []string{
 	"get_serial_console", "validate_console_port",
 	"rebuild_instance", "rescue_instance", "unrescue_instance", "snapshot_instance", "backup_instance",
 	"shelve_instance", "shelve_offload_instance", "unshelve_instance",
+	"prep_resize", "resize_instance", "finish_resize", "confirm_resize", "revert_resize", "finish_revert_resize", "check_instance_shared_storage",
 }
 
 // refusedWith are the other methods of the compute API from 6.0 to 6.5
@@ -31,9 +32,6 @@ var refusedWith = map[string]string{
 	"trigger_crash_dump": "NotImplementedError",
 	"quiesce_instance":   "InstanceQuiesceNotSupported", "unquiesce_instance": "NotImplementedError",
 
-	"prep_resize": "NotImplementedError", "resize_instance": "NotImplementedError", "finish_resize": "NotImplementedError",
-	"confirm_resize": "NotImplementedError", "revert_resize": "NotImplementedError", "finish_revert_resize": "NotImplementedError",
-	"check_instance_shared_storage":           "NotImplementedError",
 	"prep_snapshot_based_resize_at_dest":      "MigrationPreCheckError",
 	"prep_snapshot_based_resize_at_source":    "NotImplementedError",
 	"finish_snapshot_based_resize_at_dest":    "NotImplementedError",
@@ -120,7 +118,7 @@ func TestRefusedMethods(t *testing.T) {
 func TestRefusedWithoutInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, method := range []string{"host_power_action", "host_maintenance_mode", "check_instance_shared_storage"} {
+	for _, method := range []string{"host_power_action", "host_maintenance_mode"} {
 		_, err := w.call(user(t), method, rpc.Args{})
 		require.True(t, exception.Is(err, "NotImplementedError"), method)
 	}
@@ -129,22 +127,6 @@ func TestRefusedWithoutInstance(t *testing.T) {
 		require.Error(t, err, method)
 	}
 	require.Empty(t, w.nova.Log())
-}
-
-// TestRefusalsTakeBack: what callers prepared for a refused method does not stay.
-func TestRefusalsTakeBack(t *testing.T) {
-	t.Parallel()
-	w := built(t)
-	migration := map[string]any{
-		"nova_object.name": "Migration", "nova_object.namespace": "nova", "nova_object.version": "1.7",
-		"nova_object.data": map[string]any{"id": 1, "uuid": "migration", "instance_uuid": uuid, "status": "pre-migrating"},
-	}
-	_, err := w.operate("prep_resize", "resize_prep", map[string]any{"migration": migration})
-	require.True(t, exception.Is(err, "NotImplementedError"))
-	require.Contains(t, w.nova.Log(), `Migration.save status="error"`)
-	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
-	_, err = w.operate("prep_resize", "resize_prep", nil)
-	require.True(t, exception.Is(err, "NotImplementedError"), "a migration that is missing hides nothing")
 }
 
 func TestBaseAPI(t *testing.T) {

@@ -73,6 +73,20 @@ func (a *arrivals) of(uuid string) *arrival {
 	return a.open[uuid]
 }
 
+// waits tells whether the rest of a root disk is waited for.
+func (a *arrivals) waits(uuid string) bool {
+	one := a.of(uuid)
+	if one == nil {
+		return false
+	}
+	select {
+	case <-one.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // departures are the root disks that this host offers, by instance UUID.
 type departures struct {
 	mu     sync.Mutex // guards offers

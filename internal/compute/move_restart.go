@@ -65,7 +65,7 @@ func (m *Manager) settleArrivals(ctx context.Context) error {
 		return err
 	}
 	for uuid, rec := range records {
-		if rec.Incoming == nil || m.arrivals.of(uuid) != nil || m.moves.has(uuid) {
+		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.moves.has(uuid) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)
@@ -83,7 +83,7 @@ func (m *Manager) settleArrival(ctx context.Context, uuid string) error {
 	}
 	defer unlock()
 	rec, ok, err := m.record(uuid) // a step may have ended meanwhile
-	if err != nil || !ok || rec.Incoming == nil || m.arrivals.of(uuid) != nil {
+	if err != nil || !ok || rec.Incoming == nil || m.arrivals.waits(uuid) {
 		return err
 	}
 	inst, err := m.Conductor.InstanceByUUID(ctx, uuid)
@@ -106,6 +106,7 @@ func (m *Manager) settleArrival(ctx context.Context, uuid string) error {
 		return nil
 	}
 	reqctx.Log(ctx).Warning("removing a root disk whose move came to nothing")
+	m.arrivals.set(uuid, nil)
 	return m.removeFromHost(ctx, uuid)
 }
 

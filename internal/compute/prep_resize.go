@@ -90,7 +90,7 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	if limits.RootGB > 0 && (before.RootGB == 0 || limits.RootGB < before.RootGB) {
+	if wanted.RootGB < old.RootGB || limits.RootGB > 0 && (before.RootGB == 0 || limits.RootGB < before.RootGB) {
 		return &rolledBack{exception.ResizeError(fmt.Sprintf("the root disk of %d GB cannot be made smaller", before.RootGB))}
 	}
 	return nil

@@ -17,6 +17,9 @@ import (
 // ErrAborted: the other host gave up; the message says why.
 var ErrAborted = errors.New("the other host gave up")
 
+// lastWord is how long a connection has to say why it ends.
+const lastWord = 2 * time.Second
+
 // errClosed ends the connections of an offer that is closed.
 var errClosed = errors.New("the offer is closed")
 
@@ -85,9 +88,13 @@ func (o *Offer) serve(raw net.Conn) error {
 	defer o.connected.Store(false)
 	ctx, cancel := context.WithCancelCause(o.ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	defer stop()
 	c := newCodec(&conn{Conn: raw, ctx: ctx, limit: &o.server.limit, silence: silence})
+	// An end from outside leaves a moment for the last word.
+	stop := context.AfterFunc(ctx, func() {
+		_ = raw.SetReadDeadline(time.Now())
+		time.AfterFunc(lastWord, func() { _ = raw.Close() })
+	})
+	defer stop()
 	acks := newAcknowledgements(o.had)
 	requests := make(chan kind) // one at a time: the destination waits for the end of a pass
 	var reader sync.WaitGroup
@@ -97,6 +104,11 @@ func (o *Offer) serve(raw net.Conn) error {
 	})
 	defer reader.Wait()
 	defer cancel(nil)
+	defer func() {
+		if o.ctx.Err() != nil { // the destination need not try again
+			_ = c.send(kindRefuse, failure{Reason: errRefused.Error()})
+		}
+	}()
 	for {
 		select {
 		case <-ctx.Done():

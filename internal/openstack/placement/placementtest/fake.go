@@ -53,6 +53,7 @@ func New(traits ...string) *Fake {
 		"GET /allocations/{uuid}":    f.consumer,
 		"PUT /allocations/{uuid}":    f.setConsumer,
 		"DELETE /allocations/{uuid}": f.deleteConsumer,
+		"POST /allocations":          f.setConsumers,
 	} {
 		f.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { f.serve(w, r, h) })
 	}
@@ -293,15 +294,41 @@ func (f *Fake) setConsumer(r *http.Request) (int, any) {
 	uuid := r.PathValue("uuid")
 	var in placement.Allocations
 	_ = json.NewDecoder(r.Body).Decode(&in) // our own client's body
-	if in.ConsumerGeneration != nil && *in.ConsumerGeneration != f.consumers[uuid] {
+	if !f.current(uuid, in) {
 		return fault(http.StatusConflict, "placement.concurrent_update", "consumer generation conflict")
 	}
+	f.replace(uuid, in)
+	return http.StatusNoContent, nil
+}
+
+// setConsumers replaces what several consumers hold, or nothing.
+func (f *Fake) setConsumers(r *http.Request) (int, any) {
+	var in map[string]placement.Allocations
+	_ = json.NewDecoder(r.Body).Decode(&in) // our own client's body
+	for uuid, a := range in {
+		if !f.current(uuid, a) {
+			return fault(http.StatusConflict, "placement.concurrent_update", "consumer generation conflict")
+		}
+	}
+	for uuid, a := range in {
+		f.replace(uuid, a)
+	}
+	return http.StatusNoContent, nil
+}
+
+func (f *Fake) current(uuid string, a placement.Allocations) bool {
+	return a.ConsumerGeneration == nil || *a.ConsumerGeneration == f.consumers[uuid]
+}
+
+func (f *Fake) replace(uuid string, a placement.Allocations) {
 	delete(f.allocations, uuid)
-	for provider, a := range in.ByProvider {
-		f.allocations[uuid] = map[string]placement.Resources{provider: a.Resources}
+	for provider, part := range a.ByProvider {
+		if f.allocations[uuid] == nil {
+			f.allocations[uuid] = map[string]placement.Resources{}
+		}
+		f.allocations[uuid][provider] = part.Resources
 	}
 	f.consumers[uuid]++
-	return http.StatusNoContent, nil
 }
 
 func (f *Fake) deleteConsumer(r *http.Request) (int, any) {
