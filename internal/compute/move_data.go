@@ -222,6 +222,7 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if err := m.clearIncoming(ctx, uuid); err != nil {
 		return err
 	}
+	defer m.Images.Hold(mv.image.ID)() // until it is acquired
 	image, imageErr := m.syncImage(ctx, &mv.image)
 	if imageErr != nil { // deleted since, perhaps; then everything is copied
 		reqctx.Log(ctx).WithError(imageErr).Info("image of an instance that comes here not available")

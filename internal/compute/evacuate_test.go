@@ -1,0 +1,153 @@
+package compute
+
+import (
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/nova/capture"
+	"github.com/compute-agent/compute-agent/internal/nova/novatest"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/openstack/placement"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
+	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// capturedBy are the notifications that one host sent in a captured operation.
+func capturedBy(t testing.TB, operation, host string) []string {
+	t.Helper()
+	var events []string
+	for _, m := range capture.Operation(t, "zed", operation) {
+		if (m.PublisherID == "compute."+host || m.PublisherID == "nova-compute:"+host) && !strings.HasSuffix(m.EventType, "instance.update") {
+			events = append(events, m.Priority+" "+m.EventType)
+		}
+	}
+	require.NotEmpty(t, events)
+	return events
+}
+
+// TestMoveNotifications compares what each host tells with the capture of the same operation.
+func TestMoveNotifications(t *testing.T) {
+	source, destination := twoHosts(t)
+	source.both()
+	destination.both()
+	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+	source.next("resize_instance")
+	destination.next("finish_resize")
+	require.ElementsMatch(t, capturedBy(t, "resize", testHost), source.sender.all())
+	require.ElementsMatch(t, capturedBy(t, "resize", otherHost), destination.sender.all())
+
+	source.sender.events = nil
+	args := rpc.Args{"instance": source.nova.Instance(uuid, "system_metadata"), "migration": novatest.Object("Migration", source.nova.Migration(migrationUUID))}
+	source.step("confirm_resize", args)
+	require.Equal(t, capturedBy(t, "resize-confirm", testHost), source.sender.all())
+}
+
+// evacuate does what API and conductor do for an evacuation to the other host.
+func evacuate(source, destination *world) rpc.Args {
+	source.t.Helper()
+	fields := novatest.Fields{}
+	for name, value := range map[string]any{
+		"id": 9, "uuid": migrationUUID, "instance_uuid": uuid, "source_compute": source.opts.Host, "source_node": source.opts.Host,
+		"status": "accepted", "migration_type": "evacuation", "dest_compute": nil, "dest_node": nil, "dest_host": nil,
+	} {
+		fields[name] = novatest.Raw(value)
+	}
+	source.nova.AddMigration(fields)
+	source.nova.Update(uuid, map[string]any{"task_state": "rebuilding"})
+	source.placement.Allocate(uuid, destination.Tracker.ProviderUUID(), placement.Resources{"VCPU": 1})
+	args := rpc.Args{}
+	for _, m := range capture.Operation(source.t, "zed", "evacuate") {
+		if m.Method == "rebuild_instance" && m.Version == "6.1" {
+			maps.Copy(args, m.Args)
+		}
+	}
+	args["instance"] = source.nova.Instance(uuid, "metadata", "system_metadata", "info_cache")
+	args["migration"] = novatest.Object("Migration", fields)
+	return args
+}
+
+func TestEvacuateInstance(t *testing.T) {
+	source, destination := twoHosts(t)
+	source.glance.images.add(imageID, "active", nil)
+	destination.both()
+	args := evacuate(source, destination)
+	_, err := destination.call(user(t), "rebuild_instance", args)
+	require.NoError(t, err)
+	require.Equal(t, "active/-/"+otherHost, source.nova.States(uuid))
+	require.Equal(t, `"done"`, source.status())
+	require.ElementsMatch(t, capturedBy(t, "evacuate", testHost), destination.sender.all()) // it went to that host there
+	got, ok := destination.driver.Instance(uuid)
+	require.True(t, ok)
+	require.Equal(t, driver.PowerStateRunning, got.State)
+	require.Contains(t, destination.neutron.state()[0], "@"+otherHost)
+	require.Equal(t, []string{uuid}, destination.Tracker.Instances())
+	require.Empty(t, destination.operationsJournal())
+
+	// The source comes back: what it has of the server goes.
+	source.restarted()
+	require.NoError(t, source.InitHost(t.Context()))
+	source.drain()
+	require.Equal(t, `"completed"`, source.status())
+	local, err := source.localInstances(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, local)
+	require.Equal(t, "active/-/"+otherHost, source.nova.States(uuid))
+	require.Equal(t, []string{uuid}, source.placement.Consumers(), "the destination's part stays")
+}
+
+func TestEvacuationFails(t *testing.T) {
+	for _, c := range []struct {
+		name, state string
+		setUp       func(source, destination *world)
+	}{
+		{"instance is here", "active/-/" + testHost, func(_, d *world) { require.NoError(d.t, d.saveRecord(record{UUID: uuid})) }},
+		{"no image", "active/-/" + testHost, func(s, _ *world) { s.glance.images.add(imageID, "queued", nil) }},
+		{"no disk", "error/-/" + testHost, func(_, d *world) { d.trail.fail("root.create", storage.ErrNoSpace) }},
+		{"no start", "error/-/" + testHost, func(_, d *world) { d.driver.Fail("Start", uuid, errBoom) }},
+		{"it is deleted", "active/deleting/" + testHost, func(s, _ *world) {
+			s.nova.On("Instance.save task_state=\"rebuild_spawning\"", func() { s.nova.Update(uuid, map[string]any{"task_state": "deleting"}) })
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			source, destination := twoHosts(t)
+			source.glance.images.add(imageID, "active", nil)
+			args := evacuate(source, destination)
+			c.setUp(source, destination)
+			_, err := destination.call(user(t), "rebuild_instance", args)
+			require.NoError(t, err, "nobody waits for an answer")
+			require.Equal(t, c.state, source.nova.States(uuid))
+			require.Equal(t, `"failed"`, source.status())
+			require.Empty(t, source.placement.Consumers(), "the destination's part of the allocation is gone")
+			_, ok := destination.driver.Instance(uuid)
+			require.False(t, ok)
+			require.Empty(t, destination.plugger.plugged())
+			require.Empty(t, destination.Tracker.Instances())
+			if c.state != "active/deleting/"+testHost {
+				require.Len(t, source.nova.Faults(), 1)
+			}
+		})
+	}
+}
+
+// TestEvacuationIsTakenUp: one that a stop of the agent cut off begins anew.
+func TestEvacuationIsTakenUp(t *testing.T) {
+	source, destination := twoHosts(t)
+	source.glance.images.add(imageID, "active", nil)
+	args := evacuate(source, destination)
+	rec := record{UUID: uuid, Name: "instance-0000000d", Evacuation: migrationUUID}
+	require.NoError(t, destination.saveRecord(rec))
+	source.nova.Update(uuid, map[string]any{"task_state": object.TaskStateRebuildSpawning})
+	entry := operationEntry{Method: "rebuild_instance", Args: args, Context: reqctx.From(user(t)).Map()}
+	require.NoError(t, state.Put(destination.DB, operationBucket, uuid, entry))
+	destination.restarted()
+	require.NoError(t, destination.InitHost(t.Context()))
+	destination.drain()
+	require.Equal(t, "active/-/"+otherHost, source.nova.States(uuid))
+	require.Equal(t, `"done"`, source.status())
+}
