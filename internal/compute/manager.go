@@ -166,7 +166,10 @@ func (m *Manager) background(ctx context.Context, fn func(ctx context.Context)) 
 
 // Drain waits until every operation has ended, or ctx has. What still runs then is
 // in the journal, and the next start takes it up.
-func (m *Manager) Drain(ctx context.Context) error { return m.running.wait(ctx) }
+func (m *Manager) Drain(ctx context.Context) error {
+	m.arrivals.leave()
+	return m.running.wait(ctx)
+}
 
 // adminContext is a context of the agent itself, for work that nobody asked for.
 func adminContext(ctx context.Context) context.Context {

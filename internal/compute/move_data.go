@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/compute-agent/compute-agent/driver"
@@ -51,6 +52,7 @@ type arrivals struct {
 type arrival struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the last pass has ended
+	left   atomic.Bool   // the agent leaves: its next start waits again
 	err    error         // of it; valid when done is closed
 }
 
@@ -72,6 +74,20 @@ func (a *arrivals) of(uuid string) *arrival {
 	defer a.mu.Unlock()
 	return a.open[uuid]
 }
+
+// leave ends the waits for root disks, which the next start of the agent takes up: nothing is lost but
+// the connection.
+func (a *arrivals) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, one := range a.open {
+		one.left.Store(true)
+		one.cancel(errLeaving)
+	}
+}
+
+// errLeaving ends a wait because the agent does.
+var errLeaving = errors.New("the agent stops")
 
 // waits tells whether the rest of a root disk is waited for.
 func (a *arrivals) waits(uuid string) bool {
@@ -333,7 +349,7 @@ func (m *Manager) fetchRest(ctx context.Context, rec record, fetch *transfer.Fet
 		defer close(a.done)
 		defer cancel(nil)
 		a.err = protect(func() error { return m.fetchLast(ctx, rec, fetch, done) })
-		if a.err == nil {
+		if a.err == nil || a.left.Load() {
 			return
 		}
 		// The move ended without this host: the source has the instance, and tells why.
@@ -346,7 +362,11 @@ func (m *Manager) fetchRest(ctx context.Context, rec record, fetch *transfer.Fet
 
 func (m *Manager) fetchLast(ctx context.Context, rec record, fetch *transfer.Fetch, done func() error) error {
 	err := fetch.Last(ctx)
-	fetch.Close(err)
+	if errors.Is(err, errLeaving) {
+		fetch.Close(nil) // the source is not to give up
+	} else {
+		fetch.Close(err)
+	}
 	if err := errors.Join(err, done()); err != nil {
 		return fetchError(err)
 	}

@@ -271,6 +271,43 @@ func TestSourceRestartsInTheMiddle(t *testing.T) {
 	require.Empty(t, local)
 }
 
+// TestDestinationRestartsInTheMiddle: the wait for the rest of the root disk goes on.
+func TestDestinationRestartsInTheMiddle(t *testing.T) {
+	source, destination := twoHosts(t)
+	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+	cast := source.nova.Casts("resize_instance")[0]
+	destination.restarted()
+	require.NoError(t, destination.InitHost(t.Context()))
+	eventually(t, "the wait to go on", func() bool { return destination.arrivals.waits(uuid) })
+	dir, err := source.Roots.Mount(t.Context(), storage.Root{InstanceID: uuid})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "data/late"), []byte("late"), 0o640))
+	source.step("resize_instance", cast.Args)
+	destination.next("finish_resize")
+	require.Equal(t, "resized/-/"+otherHost, source.nova.States(uuid))
+	content, err := os.ReadFile(filepath.Join(destination.roots.dir, uuid, "data/late"))
+	require.NoError(t, err)
+	require.Equal(t, "late", string(content))
+}
+
+// TestFinishIsRepeated: a finish_resize that was cut off comes again.
+func TestFinishIsRepeated(t *testing.T) {
+	source, destination := twoHosts(t)
+	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+	source.next("resize_instance")
+	eventually(t, "the root disk to be there", func() bool { return !destination.arrivals.waits(uuid) })
+	cast := source.nova.Casts("finish_resize")[0]
+	entry := journalEntry{Args: cast.Args, Context: map[string]json.RawMessage{}, Accepted: time.Now()}
+	require.NoError(t, state.Put(destination.DB, moveBucket, uuid+"/finish_resize", entry))
+	source.nova.Update(uuid, map[string]any{"task_state": "resize_finish"})
+	destination.restarted()
+	require.NoError(t, destination.InitHost(t.Context()))
+	eventually(t, "the step to end", func() bool { return !destination.moves.has(uuid) })
+	require.Equal(t, "resized/-/"+otherHost, source.nova.States(uuid))
+	got, _ := destination.driver.Instance(uuid)
+	require.Equal(t, driver.PowerStateRunning, got.State)
+}
+
 func TestResizeOnTheSameHost(t *testing.T) {
 	w := built(t, ownIDs(t))
 	w.step("prep_resize", prepare(w, w, w.flavorOf(map[string]any{"id": 99, "memory_mb": 128})))
