@@ -269,8 +269,7 @@ func (m *Manager) failMove(ctx context.Context, mv *move, err error) error {
 	}
 	changes := map[string]any{"vm_state": object.VMStateError, "task_state": nil}
 	var expect []conductor.Expect
-	var rolled *rolledBack
-	if errors.As(err, &rolled) {
+	if _, rolled := errors.AsType[*rolledBack](err); rolled {
 		changes["vm_state"] = stateBefore(mv.inst)
 		// The server may do something else by now: its owner had it all the time.
 		expect = append(expect, conductor.ExpectTask(object.TaskStateResizePrep, object.TaskStateResizeMigrating))

@@ -59,7 +59,7 @@ func ownIDs(t testing.TB) func(*Options) {
 	}
 	empty := filepath.Join(t.TempDir(), "empty")
 	return func(o *Options) {
-		o.IDPool = []storage.IDRange{{Base: uint32(os.Getuid()), Size: 4 * 65536}} //nolint:gosec // ids are positive
+		o.IDPool = []storage.IDRange{{Base: uint32(os.Getuid()), Size: 4 * 65536}}
 		o.EmptyImage = empty
 	}
 }

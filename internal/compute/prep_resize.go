@@ -150,8 +150,7 @@ func (m *Manager) prepFailed(ctx context.Context, mv *move, cause error) error {
 		log.WithField("save_error", err).Warning("migration context not dropped")
 	}
 	m.revertAllocation(ctx, mv)
-	var rolled *rolledBack
-	if !errors.As(cause, &rolled) {
+	if _, rolled := errors.AsType[*rolledBack](cause); !rolled {
 		err := m.rescheduleMove(ctx, mv, cause)
 		if err == nil {
 			log.Warning("move rescheduled to another host")

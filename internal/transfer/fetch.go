@@ -128,8 +128,7 @@ func (f *Fetch) run(ctx context.Context, k kind) error {
 
 // drop ends a connection that is of no more use; the source hears why if that is this host's doing.
 func (f *Fetch) drop(err error) {
-	var local *localError
-	if errors.As(err, &local) {
+	if _, local := errors.AsType[*localError](err); local {
 		f.tell(err)
 	}
 	f.hangUp()
@@ -146,8 +145,7 @@ func (f *Fetch) tell(cause error) {
 	}
 	for end := time.Now().Add(dialTimeout); time.Now().Before(end); {
 		if _, _, err := f.c.read(f.r.buf); err != nil {
-			var broken *wireError
-			if errors.As(err, &broken) {
+			if _, broken := errors.AsType[*wireError](err); broken {
 				return
 			}
 		}
@@ -211,8 +209,7 @@ func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 
 // blame tells a broken connection from a failure of this host.
 func blame(err error) error {
-	var broken *wireError
-	if errors.As(err, &broken) {
+	if _, broken := errors.AsType[*wireError](err); broken {
 		return err
 	}
 	return &localError{err}

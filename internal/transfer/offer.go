@@ -14,7 +14,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
-// ErrAborted: the other host gave up; the message says why.
+// ErrAborted ends a transfer that the other host gave up; the message says why.
 var ErrAborted = errors.New("the other host gave up")
 
 // lastWord is how long a connection has to say why it ends.
@@ -51,7 +51,7 @@ func (o *Offer) Finish(ctx context.Context) error {
 	case <-o.finished:
 		return nil
 	case <-o.ctx.Done():
-		return context.Cause(o.ctx)
+		return context.Cause(o.ctx) //nolint:contextcheck // the offer has a life of its own
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -74,7 +74,7 @@ func (o *Offer) Close() {
 	o.server.withdraw(o)
 	o.watch.Wait()
 	o.serving.Lock()
-	defer o.serving.Unlock() //nolint:staticcheck // it waits for the connection that is served
+	defer o.serving.Unlock()
 }
 
 // serve answers one connection.
@@ -180,7 +180,7 @@ func (o *Offer) answer(ctx context.Context, c *codec, acks *acknowledgements, k 
 	if err := o.awaitAcks(ctx, c, acks); err != nil {
 		return err
 	}
-	reqctx.Log(o.ctx).WithField("last", last).WithField("entries", count.Entries).WithField("bytes", count.Bytes).
+	reqctx.Log(o.ctx).WithField("last", last).WithField("entries", count.Entries).WithField("bytes", count.Bytes). //nolint:contextcheck // the offer has a life of its own
 		WithField("elapsed_ms", time.Since(began).Milliseconds()).Info("root disk sent")
 	if last {
 		o.done.Do(func() { close(o.finished) })
@@ -221,7 +221,7 @@ func (o *Offer) report(ctx context.Context, acks *acknowledgements) (stop func()
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				reqctx.Log(o.ctx).WithField("entries", acks.so()).WithField("bytes", o.sent.Load()).Info("sending root disk")
+				reqctx.Log(o.ctx).WithField("entries", acks.so()).WithField("bytes", o.sent.Load()).Info("sending root disk") //nolint:contextcheck // the offer has a life of its own
 			}
 		}
 	})

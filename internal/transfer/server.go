@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -93,7 +94,7 @@ func (s *Server) Offer(ctx context.Context, id string, src Source) (*Offer, erro
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.listen(); err != nil {
+	if err := s.listen(context.WithoutCancel(ctx)); err != nil {
 		return nil, fmt.Errorf("offer root disk: %w", err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -108,7 +109,7 @@ func (s *Server) Offer(ctx context.Context, id string, src Source) (*Offer, erro
 }
 
 // listen begins to listen if nothing does. s.mu is held.
-func (s *Server) listen() error {
+func (s *Server) listen(ctx context.Context) error {
 	if s.listener != nil {
 		return nil
 	}
@@ -117,7 +118,7 @@ func (s *Server) listen() error {
 		return err
 	}
 	var config net.ListenConfig
-	tcp, err := config.Listen(context.Background(), "tcp", net.JoinHostPort(s.o.Address, fmt.Sprint(s.o.Port)))
+	tcp, err := config.Listen(ctx, "tcp", net.JoinHostPort(s.o.Address, strconv.Itoa(s.o.Port)))
 	if err != nil {
 		return err
 	}
@@ -125,7 +126,7 @@ func (s *Server) listen() error {
 	s.cert = hex.EncodeToString(sum[:])
 	s.listener = tls.NewListener(tcp, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
 	s.stopped = make(chan struct{})
-	go s.serve(s.listener, s.stopped)
+	go s.serve(ctx, s.listener, s.stopped)
 	return nil
 }
 
@@ -150,7 +151,7 @@ func (s *Server) withdraw(o *Offer) {
 	}
 }
 
-func (s *Server) serve(l net.Listener, stopped chan struct{}) {
+func (s *Server) serve(ctx context.Context, l net.Listener, stopped chan struct{}) {
 	var serving sync.WaitGroup
 	for {
 		c, err := l.Accept()
@@ -158,7 +159,7 @@ func (s *Server) serve(l net.Listener, stopped chan struct{}) {
 			break
 		}
 		if err != nil {
-			reqctx.Log(context.Background()).WithError(err).Warning("connection for a root disk not accepted")
+			reqctx.Log(ctx).WithError(err).Warning("connection for a root disk not accepted")
 			time.Sleep(100 * time.Millisecond) //nolint:forbidigo // a full table of descriptors must not become a loop
 			continue
 		}
@@ -168,7 +169,7 @@ func (s *Server) serve(l net.Listener, stopped chan struct{}) {
 		}
 		serving.Go(func() {
 			defer c.Close() //nolint:errcheck // what matters was acknowledged
-			s.greet(c)
+			s.greet(ctx, c)
 		})
 	}
 	close(stopped)
@@ -187,14 +188,14 @@ func (s *Server) admit(n int) bool {
 }
 
 // greet finds out for which offer a connection came, and serves it.
-func (s *Server) greet(c net.Conn) {
+func (s *Server) greet(ctx context.Context, c net.Conn) {
 	o, err := s.recognise(c)
 	s.admit(-1)
 	if err != nil {
-		reqctx.Log(context.Background()).WithField("peer", c.RemoteAddr().String()).WithError(err).Warning("connection for a root disk refused")
+		reqctx.Log(ctx).WithField("peer", c.RemoteAddr().String()).WithError(err).Warning("connection for a root disk refused")
 		return
 	}
-	if err := o.serve(c); err != nil && o.ctx.Err() == nil && !o.complete() {
+	if err := o.serve(c); err != nil && o.ctx.Err() == nil && !o.complete() { //nolint:contextcheck // the offer has a life of its own
 		reqctx.Log(o.ctx).WithError(err).Warning("transfer of a root disk interrupted")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ func ownIDs(t testing.TB) storage.IDRange {
 	if os.Getuid() != os.Getgid() {
 		t.Skip("needs a user whose uid and gid are equal")
 	}
-	return storage.IDRange{Base: uint32(os.Getuid()), Size: 65536} //nolint:gosec // ids are positive
+	return storage.IDRange{Base: uint32(os.Getuid()), Size: 65536}
 }
 
 // tree fills a directory with one of everything.
@@ -186,7 +187,7 @@ func TestInterruptedTransferGoesOn(t *testing.T) {
 	p := newPair(t, Options{Rate: 2 << 20})
 	time.Sleep(settled + 100*time.Millisecond)
 	for i := range 200 {
-		require.NoError(t, os.WriteFile(filepath.Join(p.from, "etc", fmt.Sprint(i)), bytes.Repeat([]byte{byte(i)}, 10_000), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(p.from, "etc", strconv.Itoa(i)), bytes.Repeat([]byte{byte(i)}, 10_000), 0o644))
 	}
 	proxy := newProxy(t, p.offer.Ticket.Address)
 	p.fetch.ticket.Address = proxy.Addr().String()
@@ -205,7 +206,7 @@ type proxy struct {
 
 func newProxy(t testing.TB, address string) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's own
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	p := &proxy{Listener: l}
 	var work sync.WaitGroup
@@ -216,7 +217,7 @@ func newProxy(t testing.TB, address string) *proxy {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", address) //nolint:noctx // a test's own
+			out, err := net.Dial("tcp", address)
 			if err != nil {
 				t.Error(err)
 				return
@@ -290,7 +291,7 @@ func TestNotListeningWithoutOffers(t *testing.T) {
 
 func TestHostileEntriesAreRefused(t *testing.T) {
 	t.Parallel()
-	ids := storage.IDRange{Base: uint32(os.Getuid()), Size: 10} //nolint:gosec // ids are positive
+	ids := storage.IDRange{Base: uint32(os.Getuid()), Size: 10}
 	dir, outside := t.TempDir(), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(outside, "victim"), []byte("v"), 0o600))
 	require.NoError(t, os.Symlink(outside, filepath.Join(dir, "link")))
@@ -368,7 +369,7 @@ func FuzzReceive(f *testing.F) {
 	_ = c.send(kindDone, passed{})
 	f.Add(b.Bytes())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := newReceiver(t.TempDir(), storage.IDRange{Base: uint32(os.Getuid()), Size: 65536}, true) //nolint:gosec // ids are positive
+		r, err := newReceiver(t.TempDir(), storage.IDRange{Base: uint32(os.Getuid()), Size: 65536}, true)
 		require.NoError(t, err)
 		defer r.close()
 		fetch := &Fetch{r: r, c: newCodec(bytes.NewBuffer(data))}
