@@ -181,7 +181,7 @@ func (o *Offer) answer(ctx context.Context, c *codec, acks *acknowledgements, k 
 		return err
 	}
 	reqctx.Log(o.ctx).WithField("last", last).WithField("entries", count.Entries).WithField("bytes", count.Bytes). //nolint:contextcheck // the offer has a life of its own
-		WithField("elapsed_ms", time.Since(began).Milliseconds()).Info("root disk sent")
+															WithField("elapsed_ms", time.Since(began).Milliseconds()).Info("root disk sent")
 	if last {
 		o.done.Do(func() { close(o.finished) })
 	}
