@@ -196,7 +196,7 @@ func (s *Server) greet(ctx context.Context, c net.Conn) {
 		return
 	}
 	if err := o.serve(c); err != nil && o.ctx.Err() == nil && !o.complete() { //nolint:contextcheck // the offer has a life of its own
-		reqctx.Log(o.ctx).WithError(err).Warning("transfer of a root disk interrupted")
+		reqctx.Log(o.ctx).WithError(err).Warning("transfer of a root disk interrupted") //nolint:contextcheck // as above
 	}
 }
 

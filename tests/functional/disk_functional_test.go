@@ -96,4 +96,3 @@ func needQemu(t *testing.T) {
 		}
 	}
 }
-
