@@ -77,6 +77,9 @@ func (e *evacuation) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := e.spawn.writeConfigDriveAgain(ctx); err != nil {
+		return err
+	}
 	if !e.stopped {
 		if err := e.spawn.start(ctx); err != nil {
 			return err

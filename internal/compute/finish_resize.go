@@ -174,6 +174,11 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits), rootfs); err != nil {
 		return err
 	}
+	again := newSpawn(m, &buildRequest{Instance: inst, Image: mv.image})
+	again.rec, again.info = rec, info
+	if err := again.writeConfigDriveAgain(ctx); err != nil {
+		return err
+	}
 	rec.setVIFs(vifsOfInfo(inst.UUID, info))
 	rec.Incoming = nil
 	if err := m.saveRecord(rec); err != nil {
@@ -199,7 +204,8 @@ func (m *Manager) specOf(inst *object.Instance, rec record, limits flavor.Limits
 		UUID: inst.UUID, Name: rec.Name, Hostname: inst.Hostname, ImageID: rec.ImageID, Arch: rec.Arch,
 		Limits: limits, IDs: rec.Root.IDs, ShutdownTimeout: m.shutdownTimeout(inst),
 		// ds-identify of cloud-init recognises the platform by this word.
-		Env: map[string]string{"product_name": "OpenStack Nova"},
+		Env:         map[string]string{"product_name": "OpenStack Nova"},
+		ConfigDrive: m.drivePath(inst, inst.System("image_"+imageConfigDrive)),
 	}
 }
 
