@@ -77,13 +77,15 @@ func (e *evacuation) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := e.spawn.writeConfigDriveAgain(ctx); err != nil {
-		return err
+	if e.spawn.info != nil {
+		m.setInfoCache(inst, e.spawn.info)
 	}
-	if !e.stopped {
-		if err := e.spawn.start(ctx); err != nil {
-			return err
-		}
+	begin := e.spawn.start
+	if e.stopped {
+		begin = e.spawn.writeConfigDrive // for the start that is asked for later
+	}
+	if err := begin(ctx); err != nil {
+		return err
 	}
 	return e.finish(ctx)
 }
@@ -135,9 +137,6 @@ func (e *evacuation) advance(ctx context.Context) error {
 // finish makes the instance active and this host's in one save: from then on the old host has nothing to say.
 func (e *evacuation) finish(ctx context.Context) error {
 	m, inst := e.m, e.Instance
-	if e.spawn.info != nil {
-		m.setInfoCache(inst, e.spawn.info)
-	}
 	now, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return err

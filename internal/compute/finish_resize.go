@@ -175,8 +175,8 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 		return err
 	}
 	again := newSpawn(m, &buildRequest{Instance: inst, Image: mv.image})
-	again.rec, again.info = rec, info
-	if err := again.writeConfigDriveAgain(ctx); err != nil {
+	again.rec = rec
+	if err := again.writeConfigDrive(ctx); err != nil {
 		return err
 	}
 	rec.setVIFs(vifsOfInfo(inst.UUID, info))
