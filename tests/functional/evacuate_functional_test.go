@@ -52,11 +52,11 @@ func TestEvacuate(t *testing.T) {
 	require.Equal(t, migration{m.UUID, "done", "evacuation", p.here.Host, p.there.Host}, m)
 	require.ElementsMatch(t, []string{p.here.Host, p.there.Host}, p.held(server.ID), "the source's part goes when it is back")
 
-	forceDown(t, p.here.Host, false)
-	startAgent(t)
+	restart(t, p.here)
 	eventually(t, 30*time.Second, "the source to clear away", func(context.Context) (bool, error) {
 		return p.migrations(server.ID)[0].Status == "completed", nil
 	})
+	forceDown(t, p.here.Host, false) // nova refuses that before
 	require.Empty(t, leftovers(t, p.here, server.ID))
 	require.Equal(t, []string{p.there.Host}, p.held(server.ID))
 	require.Equal(t, []string{"compute_rebuild_instance=Success@" + p.there.Host}, p.events(server.ID, "evacuate"))
