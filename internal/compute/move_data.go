@@ -132,7 +132,31 @@ func (d *departures) of(uuid string) *transfer.Offer {
 
 // agentMethods are what agents ask each other.
 func (m *Manager) agentMethods() map[string]rpc.Handler {
-	return map[string]rpc.Handler{"offer_root": m.offerRoot}
+	return map[string]rpc.Handler{"offer_root": m.offerRoot, "drop_root": m.dropRoot}
+}
+
+// dropRoot tells a destination that a move came to nothing: what has come is removed at once. Whatever is this
+// host's by now stays.
+func (m *Manager) dropRoot(ctx context.Context, args rpc.Args) (any, error) {
+	var uuid, migration string
+	for name, into := range map[string]*string{"instance_uuid": &uuid, "migration_uuid": &migration} {
+		if err := args.Decode(name, into); err != nil {
+			return nil, err
+		}
+	}
+	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", uuid), "method", "drop_root")
+	m.background(ctx, func(ctx context.Context) {
+		unlock, err := m.locks.Lock(ctx, uuid)
+		if err != nil {
+			return // never: the context has no end
+		}
+		defer unlock()
+		m.Tracker.DropMove(ctx, migration)
+		if err := m.abandonIncoming(ctx, uuid, migration, nil); err != nil {
+			reqctx.Log(ctx).WithError(err).Error("root disk that is not wanted not removed; the next start tries again")
+		}
+	})
+	return true, nil
 }
 
 // offerRoot makes the root disk of an instance of this host available to the host that it is about to

@@ -241,9 +241,8 @@ func TestSourceFails(t *testing.T) {
 	require.Equal(t, driver.PowerStateRunning, got.State)
 	require.NotEmpty(t, source.plugger.plugged())
 	require.Equal(t, []string{uuid}, source.placement.Consumers())
-	// The destination has everything, and finds out that it is not wanted.
+	// The destination has everything, and is told that it is not wanted.
 	destination.drain()
-	require.NoError(t, destination.settleArrivals(t.Context()))
 	local, err := destination.localInstances(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, local)

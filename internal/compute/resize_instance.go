@@ -16,6 +16,9 @@ import (
 // much sooner when the destination shows no sign of life.
 const restTimeout = time.Hour
 
+// tellTimeout bounds the message to a destination that may be gone, while the guest waits to be started.
+const tellTimeout = 3 * time.Second
+
 // errStoppedMidway ends a move whose source was stopped while its guest was.
 var errStoppedMidway = errors.New("the agent was stopped while it moved the server to another host")
 
@@ -179,6 +182,9 @@ func (m *Manager) resizeFailed(ctx context.Context, mv *move, err, cause error) 
 		return err
 	}
 	m.revertAllocation(ctx, mv)
+	if !m.same(mv) {
+		defer m.tellDropped(ctx, mv) // after the guest is back
+	}
 	if !m.same(mv) && stateBefore(mv.inst) != object.VMStateStopped {
 		info, infoErr := m.refreshNetworkInfo(ctx, mv.inst)
 		if infoErr != nil {
@@ -195,4 +201,15 @@ func (m *Manager) resizeFailed(ctx context.Context, mv *move, err, cause error) 
 	}
 	m.Notify.Instance(ctx, notify.Event{Action: "resize", Phase: "error", Instance: mv.inst, Err: novaError(mv.inst, err)})
 	return m.failMove(ctx, mv, &rolledBack{err})
+}
+
+// tellDropped lets the destination remove what came. One that is not there finds out by itself.
+func (m *Manager) tellDropped(ctx context.Context, mv *move) {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	var done bool
+	args := map[string]any{"instance_uuid": mv.inst.UUID, "migration_uuid": mv.migration.UUID}
+	if err := m.Conductor.CallAgent(ctx, mv.migration.DestCompute, "drop_root", args, &done); err != nil {
+		reqctx.Log(ctx).WithError(err).Info("destination not told that the move came to nothing")
+	}
 }
