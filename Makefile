@@ -64,7 +64,7 @@ functional-packages:
 	$(FUNCTIONAL) -p 1 -timeout 20m $$(find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)
 
 functional-linuxbridge:
-	$(FUNCTIONAL) -v -timeout 40m ./tests/functional
+	$(FUNCTIONAL) -v -timeout 60m ./tests/functional
 
 functional-ovs:
 	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot)' ./tests/functional

@@ -38,7 +38,16 @@ func TestEvacuate(t *testing.T) {
 
 	kill(t, p.here)
 	forceDown(t, p.here.Host, true)
-	t.Cleanup(func() { forceDown(t, p.here.Host, false) })
+	t.Cleanup(func() { // the tests behind this one need the host, whatever becomes of it
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if p.here.Agent.PID() == 0 {
+			require.NoError(t, p.here.Agent.Start())
+			require.NoError(t, p.here.Agent.WaitServing(ctx))
+		}
+		forceDown(t, p.here.Host, false)
+		require.NoError(t, p.here.Plane.WaitCompute(ctx, p.here.Host))
+	})
 	// The machine is down: its guests are, too.
 	require.NoError(t, host.Purge(within(t, time.Minute), p.here.Agent.Dir))
 	ctx := within(t, moveTime)

@@ -29,14 +29,10 @@ func run(ctx context.Context) (err error) {
 	net := flag.String("net", controlplane.LinuxBridge, "linuxbridge or ovs")
 	boots := flag.Int("boots", 10, "servers booted one after the other on each host")
 	guests := flag.Int("guests", 50, "servers booted at once on the agent's host")
-	wait := flag.Bool("plug-wait", true, "let a boot wait for network-vif-plugged, as it does by default and the fake driver never does")
 	flag.Parse()
 	l, err := lab.New(*net, "agent-bench")
 	if err != nil {
 		return err
-	}
-	if !*wait {
-		l.AgentOptions = "[DEFAULT]\nvif_plugging_timeout = 0\nvif_plugging_is_fatal = false\n"
 	}
 	if err := l.Agent.Build(ctx); err != nil {
 		return err
@@ -44,16 +40,23 @@ func run(ctx context.Context) (err error) {
 	if err := l.UpForTests(ctx); err != nil {
 		return err
 	}
+	// The fake driver does not wait for its port to be wired: an agent that is configured not to, either, is beside it.
+	hasty, err := l.Neighbour(ctx, "hasty")
 	defer func() {
-		err = errors.Join(err, l.DeleteServers(context.Background()), l.StopAgent(context.Background()), l.Plane.StopPeer(context.Background()))
+		ctx := context.WithoutCancel(ctx)
+		err = errors.Join(err, l.DeleteServers(ctx), l.StopAgent(ctx), hasty.StopAgent(ctx), l.Plane.StopPeer(ctx), l.Plane.RemoveHost(ctx, hasty.Host))
 		if !lab.Shared() {
-			err = errors.Join(err, l.Plane.Down(context.Background()))
+			err = errors.Join(err, l.Plane.Down(ctx))
 		}
 	}()
+	if err != nil {
+		return err
+	}
+	hasty.AgentOptions = "[DEFAULT]\nvif_plugging_timeout = 0\nvif_plugging_is_fatal = false\n"
 	b := bench{Lab: l}
-	agent, peer := agentSubject{l}, peerSubject{l}
+	agent, impatient, peer := agentSubject{l, "compute-agent"}, agentSubject{hasty, "compute-agent, not waiting for the port"}, peerSubject{l}
 	// Both under the same load of the machine: they take turns.
-	results, err := b.latencies(ctx, *boots, agent, peer)
+	results, err := b.latencies(ctx, *boots, agent, impatient, peer)
 	if err != nil {
 		return err
 	}
@@ -62,7 +65,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	// Each alone, so that what is seen on the bus is its own.
-	if err := peer.stop(ctx); err != nil {
+	if err := errors.Join(peer.stop(ctx), impatient.stop(ctx)); err != nil {
 		return err
 	}
 	if err := b.messages(ctx, agent, &results[0]); err != nil {
@@ -75,8 +78,8 @@ func run(ctx context.Context) (err error) {
 	if err := errors.Join(agent.stop(ctx), peer.start(ctx)); err != nil {
 		return err
 	}
-	if err := b.messages(ctx, peer, &results[1]); err != nil {
+	if err := b.messages(ctx, peer, &results[2]); err != nil {
 		return err
 	}
-	return printTable(os.Stdout, results[0], results[1], split, crowd)
+	return printTable(os.Stdout, results, split, crowd)
 }

@@ -23,9 +23,12 @@ type subject interface {
 	pid() int
 }
 
-type agentSubject struct{ *lab.Lab }
+type agentSubject struct {
+	*lab.Lab
+	title string
+}
 
-func (s agentSubject) name() string                    { return "compute-agent" }
+func (s agentSubject) name() string                    { return s.title }
 func (s agentSubject) host() string                    { return s.Host }
 func (s agentSubject) start(ctx context.Context) error { return s.StartAgent(ctx) }
 func (s agentSubject) launch() error                   { return s.Agent.Start() }
@@ -142,7 +145,7 @@ func (b bench) boot(ctx context.Context, hostname string) (string, time.Duration
 	defer cancel()
 	began := time.Now()
 	id, err := b.Admin.CreateServer(ctx, cloud.NewServer{
-		Name: "bench", Image: b.Busybox, Flavor: b.Nano, Networks: cloud.OnNetwork(b.Network), AvailabilityZone: "nova:" + hostname,
+		Name: "bench", Image: b.Debian, Flavor: b.Small, Networks: cloud.OnNetwork(b.Network), AvailabilityZone: "nova:" + hostname,
 	})
 	if err != nil {
 		return "", 0, err

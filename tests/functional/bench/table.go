@@ -48,12 +48,17 @@ func (b bench) split() (map[string]time.Duration, error) {
 	return medians, nil
 }
 
-func printTable(out io.Writer, ours, peer figures, split map[string]time.Duration, c crowd) error {
+// printTable has a column for each subject; what was measured of the first alone is in its column.
+func printTable(out io.Writer, results []figures, split map[string]time.Duration, c crowd) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(what string, value func(figures) string) {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", what, value(ours), value(peer))
+		fmt.Fprint(w, what)
+		for _, f := range results {
+			fmt.Fprint(w, "\t", value(f))
+		}
+		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "\t%s\t%s\n", ours.name, peer.name)
+	row("", func(f figures) string { return f.name })
 	row("start to first report", func(f figures) string { return seconds(f.up) })
 	row("resident memory, no server", func(f figures) string { return megabytes(f.residentKB) })
 	row("create to ACTIVE, median", func(f figures) string { return seconds(median(f.active)) })
@@ -63,20 +68,23 @@ func printTable(out io.Writer, ours, peer figures, split map[string]time.Duratio
 	row("conductor calls of a delete", func(f figures) string { return total(f.deleteCalls) })
 	row(fmt.Sprintf("conductor calls in %.0f s of idling", idleFor.Seconds()), func(f figures) string { return total(f.idleCalls) })
 	if c.guests > 0 {
-		fmt.Fprintf(w, "%d servers at once: all ACTIVE\t%s\t\n", c.guests, seconds(c.active))
-		fmt.Fprintf(w, "%d servers: all gone\t%s\t\n", c.guests, seconds(c.gone))
-		fmt.Fprintf(w, "resident memory, %d servers\t%s\t\n", c.guests, megabytes(c.residentKB))
+		fmt.Fprintf(w, "%d servers at once: all ACTIVE\t%s\n", c.guests, seconds(c.active))
+		fmt.Fprintf(w, "%d servers: all gone\t%s\n", c.guests, seconds(c.gone))
+		fmt.Fprintf(w, "resident memory, %d servers\t%s\n", c.guests, megabytes(c.residentKB))
 	}
 	for _, part := range parts {
 		if value, ok := split[part]; ok {
-			fmt.Fprintf(w, "a build's %s, median\t%d\t\n", part, value.Milliseconds())
+			fmt.Fprintf(w, "a build's %s, median\t%d\n", part, value.Milliseconds())
 		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(out, "\nThe fake driver starts nothing and does not wait for its port to be wired; a build's wait_plug_ms is that wait.")
-	for _, f := range []figures{ours, peer} {
+	for _, f := range results {
+		if f.bootCalls == nil {
+			continue
+		}
 		fmt.Fprintf(out, "\n%s: what a boot asks of the conductor\n", f.name)
 		for _, call := range slices.Sorted(maps.Keys(f.bootCalls)) {
 			fmt.Fprintf(out, "  %3d %s\n", f.bootCalls[call], call)
@@ -90,6 +98,9 @@ func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds())
 func megabytes(kb int) string { return fmt.Sprintf("%.0f MiB", float64(kb)/1024) }
 
 func total(calls map[string]int) string {
+	if calls == nil {
+		return ""
+	}
 	n := 0
 	for _, count := range calls {
 		n += count
