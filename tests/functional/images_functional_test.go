@@ -65,8 +65,11 @@ func dropImage(t *testing.T, id string) {
 // images lists the images of a server by their names.
 func images(t *testing.T, server string) []imageRecord {
 	t.Helper()
+	// Not the test's context: clean-ups ask, too.
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
 	var answer struct{ Images []imageRecord }
-	err := shared.Admin.Do(within(t, 30*time.Second), http.MethodGet, cloud.Image, "/v2/images?sort=created_at:asc&instance_uuid="+server, nil, &answer)
+	err := shared.Admin.Do(ctx, http.MethodGet, cloud.Image, "/v2/images?sort=created_at:asc&instance_uuid="+server, nil, &answer)
 	require.NoError(t, err)
 	return answer.Images
 }

@@ -44,11 +44,13 @@ func twoHosts(t *testing.T, options ...string) *pairOf {
 	other, err := shared.Neighbour(ctx, name)
 	require.NoError(t, err)
 	other.AgentOptions = strings.Join(options, "\n")
+	forceDown(t, name, false)
 	require.NoError(t, other.StartAgent(ctx))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		require.NoError(t, other.StopAgent(ctx))
+		forceDown(t, name, true) // it would count as up for a minute, and what is sent there would wait
 	})
 	p := &pairOf{t: t, here: shared, there: other}
 	trait := "CUSTOM_MOVES_" + strings.ToUpper(strings.ReplaceAll(shared.Host, "-", "_"))
