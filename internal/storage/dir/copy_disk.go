@@ -7,6 +7,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
 )
 
 var _ storage.Copier = (*Backend)(nil)
@@ -22,26 +23,11 @@ func (b *Backend) Flush(_ context.Context, instanceID string) error {
 // Copy implements storage.Copier: the file system that holds the tree is copied as it is. A root disk
 // without a quota is a plain directory and is not copied.
 func (b *Backend) Copy(ctx context.Context, from string, to storage.Root) error {
-	have, err := b.pool.Get(from)
-	if err != nil {
-		return fmt.Errorf("copy root disk: %w", err)
-	}
-	if have.SizeGB == 0 {
-		return fmt.Errorf("copy root disk of %s: %w: it has no size", from, storage.ErrUnsupported)
-	}
-	have.InstanceID = to.InstanceID
-	if err := have.Check(); err != nil {
-		return fmt.Errorf("copy root disk of %s: %w", from, err)
-	}
-	// Not mounted, the directory is on the host's file system, whose writing back does no harm.
-	if err := ext4.Sync(b.pool.Path(from, rootfsDir)); err != nil {
-		return fmt.Errorf("copy root disk of %s: %w", from, err)
-	}
-	err = b.pool.Add(to.InstanceID, have, func(dir string) error {
+	return pool.CopyRoot(b.pool, from, to, func(dir string) error {
+		// Not mounted, the directory is on the host's file system, whose writing back does no harm.
+		if err := ext4.Sync(b.pool.Path(from, rootfsDir)); err != nil {
+			return err
+		}
 		return ext4.Copy(ctx, b.pool.Path(from, diskFile), filepath.Join(dir, diskFile))
 	})
-	if err != nil {
-		return fmt.Errorf("copy root disk of %s: %w", from, err)
-	}
-	return nil
 }
