@@ -71,16 +71,15 @@ type Spec struct {
 	IDs      storage.IDRange   //
 	Env      map[string]string // environment of the guest's init
 	Binds    []Bind            // directories of the host inside the guest; they must exist at every start
-	// ConfigDrive is a directory of the host that the guest finds read-only at /config-drive; "": none. It is there before every Start.
-	ConfigDrive string `json:",omitempty"`
 	// ShutdownTimeout bounds a clean stop that the guest asks for itself (reboot inside).
 	ShutdownTimeout time.Duration
 }
 
 // Bind is a directory of the host that a guest sees. Its owners must be in the guest's id range already.
 type Bind struct {
-	Source string // absolute path on the host
-	Target string // path inside, without the leading slash; made if it is not there
+	Source   string // absolute path on the host
+	Target   string // path inside, without the leading slash; made if it is not there
+	ReadOnly bool   `json:",omitempty"` // and without device nodes and programs to run
 }
 
 // NIC is one wired interface for a guest, in port order: the first is eth0.

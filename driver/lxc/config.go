@@ -135,10 +135,6 @@ func (p *plan) deviceAndMountItems() []item {
 			"proc dev/.lxc/proc proc create=dir,optional",
 			"sys dev/.lxc/sys sysfs create=dir,optional")
 	}
-	if p.Spec.ConfigDrive != "" {
-		// Where cloud-init looks for one that is no disk (DataSourceConfigDrive.py:_get_data).
-		entries = append(entries, p.Spec.ConfigDrive+" config-drive none bind,ro,nosuid,nodev,noexec,create=dir")
-	}
 	if p.lxcfs != "" {
 		for _, f := range []string{"cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime"} {
 			entries = append(entries, fmt.Sprintf("%s/proc/%s proc/%s none bind,optional", p.lxcfs, f, f))
@@ -146,7 +142,11 @@ func (p *plan) deviceAndMountItems() []item {
 		entries = append(entries, p.lxcfs+"/sys/devices/system/cpu/online sys/devices/system/cpu/online none bind,optional")
 	}
 	for _, b := range p.Spec.Binds {
-		entries = append(entries, b.Source+" "+b.Target+" none bind,create=dir")
+		options := "bind,create=dir"
+		if b.ReadOnly {
+			options = "bind,ro,nosuid,nodev,noexec,create=dir"
+		}
+		entries = append(entries, b.Source+" "+b.Target+" none "+options)
 	}
 	for _, e := range entries {
 		items = append(items, item{"lxc.mount.entry", e + " 0 0"})

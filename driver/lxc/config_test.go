@@ -51,11 +51,12 @@ func TestRender(t *testing.T) {
 			p.Spec.Limits.SwapBytes = 1 << 29
 			p.Spec.Limits.CPUSet = "2-3"
 			p.Spec.Limits.Nested = true
-			p.Spec.ConfigDrive = "/var/lib/agent/configdrive/uuid/mount"
 			p.Spec.Limits.Disk = flavor.DiskLimits{ReadIOPSSec: 100, TotalBytesSec: 1 << 20}
 			p.Spec.Env = map[string]string{"product_name": "OpenStack Compute", "X": "a b=c"}
 			p.devices = []storage.Device{{Number: "8:0"}, {Number: "7:1", Own: true}}
-			p.Spec.Binds = []driver.Bind{{Source: "/pool/e0", Target: "mnt"}}
+			p.Spec.Binds = []driver.Bind{
+				{Source: "/var/lib/agent/configdrive/uuid/mount", Target: "config-drive", ReadOnly: true}, {Source: "/pool/e0", Target: "mnt"},
+			}
 			p.appArmor, p.lxcfs, p.idmapRootFS = ModeGenerated, "/var/lib/lxcfs", true
 			p.init = initBusybox
 		},

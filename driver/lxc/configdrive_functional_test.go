@@ -27,7 +27,7 @@ func TestFunctionalConfigDrive(t *testing.T) {
 		require.NoError(t, os.Chmod(tree, 0o500))
 		require.NoError(t, mount.CloneLocked(tree, at))
 		t.Cleanup(func() { _ = mount.Detach(at) })
-		s.ConfigDrive = at
+		s.Binds = []driver.Bind{{Source: at, Target: "config-drive", ReadOnly: true}}
 	})
 	require.Equal(t, "for root only", run(t, d, s.UUID, "cat /config-drive/secret"))
 	require.Equal(t, "0 0 400", run(t, d, s.UUID, "stat -c '%u %g %a' /config-drive/secret"))

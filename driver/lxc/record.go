@@ -49,8 +49,6 @@ func (d *Driver) validate(s driver.Spec, rootfs string) error {
 		return fmt.Errorf("architecture %q is not valid", s.Arch)
 	case !plainPath(rootfs):
 		return fmt.Errorf("root file system %q is not an absolute, clean path without blanks", rootfs)
-	case s.ConfigDrive != "" && !plainPath(s.ConfigDrive):
-		return fmt.Errorf("config drive %q is not an absolute, clean path without blanks", s.ConfigDrive)
 	case s.Limits.Privileged && !d.o.AllowPrivileged:
 		return fmt.Errorf("privileged containers are not allowed on this host: %w", driver.ErrUnsupported)
 	case !s.Limits.Privileged && (s.IDs.Base < reservedIDs || s.IDs.Size == 0 || s.IDs.Base+s.IDs.Size < s.IDs.Base):

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -44,12 +45,13 @@ func (m *Manager) wantsConfigDrive(inst *object.Instance, policy string) bool {
 	return inst.ConfigDrive != "" || m.opts.ConfigDrive.Force && inst.LaunchedAt.IsZero() || policy == "mandatory"
 }
 
-// drivePath is where a guest finds its config drive mounted on the host; "" for one without.
-func (m *Manager) drivePath(inst *object.Instance, policy string) string {
+// driveBinds gives a guest its config drive, if it has one, where cloud-init looks for one that is no disk
+// (DataSourceConfigDrive.py:_get_data).
+func (m *Manager) driveBinds(inst *object.Instance, policy string) []driver.Bind {
 	if !m.wantsConfigDrive(inst, policy) {
-		return ""
+		return nil
 	}
-	return m.Drives.Path(inst.UUID)
+	return []driver.Bind{{Source: m.Drives.Path(inst.UUID), Target: "config-drive", ReadOnly: true}}
 }
 
 // writeConfigDrive makes a server's config drive; the start mounts it. owner is the host's id of

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 )
 
@@ -43,8 +44,9 @@ func TestBuildWithConfigDrive(t *testing.T) {
 	})
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid), "%v", w.nova.Faults())
 	i, _ := w.driver.Instance(uuid)
-	require.Equal(t, w.Drives.Path(uuid), i.Spec.ConfigDrive)
-	raw, err := os.ReadFile(filepath.Join(i.Spec.ConfigDrive, "openstack/latest/meta_data.json"))
+	drive := w.Drives.Path(uuid)
+	require.Equal(t, []driver.Bind{{Source: drive, Target: "config-drive", ReadOnly: true}}, i.Spec.Binds)
+	raw, err := os.ReadFile(filepath.Join(drive, "openstack/latest/meta_data.json"))
 	require.NoError(t, err, "mounted before the start")
 	var meta map[string]any
 	require.NoError(t, json.Unmarshal(raw, &meta))
@@ -56,22 +58,22 @@ func TestBuildWithConfigDrive(t *testing.T) {
 	require.Contains(t, meta["public_keys"], "demo-key")
 	require.Equal(t, []any{map[string]any{"path": "/etc/motd", "content_path": "/content/0000"}}, meta["files"])
 	require.Equal(t, []any{"front"}, meta["devices"].([]any)[0].(map[string]any)["tags"])
-	content, err := os.ReadFile(filepath.Join(i.Spec.ConfigDrive, "openstack/content/0000"))
+	content, err := os.ReadFile(filepath.Join(drive, "openstack/content/0000"))
 	require.NoError(t, err)
 	require.Equal(t, "hi\n", string(content))
-	network, err := os.ReadFile(filepath.Join(i.Spec.ConfigDrive, "openstack/latest/network_data.json"))
+	network, err := os.ReadFile(filepath.Join(drive, "openstack/latest/network_data.json"))
 	require.NoError(t, err)
 	require.Contains(t, string(network), "tapport-1")
 
 	_, err = w.operate("stop_instance", object.TaskStatePoweringOff, map[string]any{"clean_shutdown": false})
 	require.NoError(t, err)
-	require.NoFileExists(t, filepath.Join(i.Spec.ConfigDrive, "openstack/latest/meta_data.json"))
+	require.NoFileExists(t, filepath.Join(drive, "openstack/latest/meta_data.json"))
 	_, err = w.operate("start_instance", object.TaskStatePoweringOn, nil)
 	require.NoError(t, err)
-	require.FileExists(t, filepath.Join(i.Spec.ConfigDrive, "openstack/latest/meta_data.json"))
+	require.FileExists(t, filepath.Join(drive, "openstack/latest/meta_data.json"))
 	_, err = w.operate("terminate_instance", object.TaskStateDeleting, map[string]any{"bdms": nil})
 	require.NoError(t, err)
-	require.NoDirExists(t, filepath.Dir(i.Spec.ConfigDrive))
+	require.NoDirExists(t, filepath.Dir(drive))
 	w.nothingLeft()
 }
 
@@ -92,7 +94,7 @@ func TestBuildWithoutConfigDrive(t *testing.T) {
 	t.Parallel()
 	w := built(t)
 	i, _ := w.driver.Instance(uuid)
-	require.Empty(t, i.Spec.ConfigDrive)
+	require.Empty(t, i.Spec.Binds)
 	require.False(t, w.Drives.Exists(uuid))
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 
-	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -171,7 +170,7 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 	if err != nil {
 		return fmt.Errorf("mount root disk: %w", err)
 	}
-	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits), rootfs); err != nil {
+	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits, m.driveBinds(inst, inst.System("image_"+imageConfigDrive))), rootfs); err != nil {
 		return err
 	}
 	again := newSpawn(m, &buildRequest{Instance: inst, Image: mv.image})
@@ -196,17 +195,6 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 		return err
 	}
 	return m.runRecorded(ctx, rec)
-}
-
-// specOf describes an instance of this host to the driver.
-func (m *Manager) specOf(inst *object.Instance, rec record, limits flavor.Limits) driver.Spec {
-	return driver.Spec{
-		UUID: inst.UUID, Name: rec.Name, Hostname: inst.Hostname, ImageID: rec.ImageID, Arch: rec.Arch,
-		Limits: limits, IDs: rec.Root.IDs, ShutdownTimeout: m.shutdownTimeout(inst),
-		// ds-identify of cloud-init recognises the platform by this word.
-		Env:         map[string]string{"product_name": "OpenStack Nova"},
-		ConfigDrive: m.drivePath(inst, inst.System("image_"+imageConfigDrive)),
-	}
 }
 
 // finishFailed puts the instance into error where it is; nothing goes back by itself

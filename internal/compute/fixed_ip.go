@@ -5,7 +5,6 @@ import (
 
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -46,10 +45,6 @@ func (m *Manager) changeFixedIPs(ctx context.Context, inst *object.Instance, act
 	if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"updated_at": object.Now()}); err != nil {
 		return err
 	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "metadata", "system_metadata"); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("notification not sent: instance not loaded")
-		return nil
-	}
-	m.Notify.Instance(ctx, notify.Event{Action: action, Phase: "end", Instance: inst, NetworkInfo: info})
+	m.notifyEvent(ctx, notify.Event{Action: action, Phase: "end", Instance: inst, NetworkInfo: info})
 	return nil
 }

@@ -196,16 +196,8 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("size of the root disk not known")
 	}
-	arch := ""
-	if specs, err := m.Driver.List(ctx); err == nil {
-		for _, s := range specs {
-			if s.UUID == uuid {
-				arch = s.Arch
-			}
-		}
-	}
 	reqctx.Log(ctx).WithField("layer", layer).WithField("bytes", used).Info("root disk offered to another host")
-	return rootOffer{Ticket: offer.Ticket, Layer: layer, Arch: arch, Used: used, Names: rec.Names, Templates: rec.Templates}, nil
+	return rootOffer{Ticket: offer.Ticket, Layer: layer, Arch: rec.Arch, Used: used, Names: rec.Names, Templates: rec.Templates}, nil
 }
 
 // sameImage tells whether the other host has the very image that the root disk lies on, and this

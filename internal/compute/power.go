@@ -34,13 +34,20 @@ func isOff(p driver.PowerState) bool {
 // stopInstance stops a guest: cleanly within the time-out, unless the caller wants it
 // at once (nova/compute/manager.py:stop_instance).
 func (m *Manager) stopInstance(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
-	clean := true
-	if _, ok := args["clean_shutdown"]; ok {
-		if err := args.Decode("clean_shutdown", &clean); err != nil {
-			return nil, err
-		}
+	clean, err := cleanShutdown(args)
+	if err != nil {
+		return nil, err
 	}
 	return nil, m.stop(ctx, inst, clean)
+}
+
+// cleanShutdown tells whether the guest is to be asked before it is stopped, as it is unless the caller says otherwise.
+func cleanShutdown(args rpc.Args) (clean bool, err error) {
+	clean = true
+	if _, ok := args["clean_shutdown"]; ok {
+		err = args.Decode("clean_shutdown", &clean)
+	}
+	return clean, err
 }
 
 func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) error {
@@ -350,14 +357,18 @@ func (m *Manager) savePower(ctx context.Context, inst *object.Instance, vmState,
 // notifyInstance tells of an operation's phase. The payload needs the flavor and the
 // addresses, which requests often lack: they are loaded only if somebody listens.
 func (m *Manager) notifyInstance(ctx context.Context, inst *object.Instance, action, phase string) {
+	m.notifyEvent(ctx, notify.Event{Action: action, Phase: phase, Instance: inst})
+}
+
+func (m *Manager) notifyEvent(ctx context.Context, e notify.Event) {
 	if !m.Notify.Enabled() {
 		return
 	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
+	if err := m.Conductor.LoadInstance(ctx, e.Instance, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("notification not sent: instance not loaded")
 		return
 	}
-	m.Notify.Instance(ctx, notify.Event{Action: action, Phase: phase, Instance: inst})
+	m.Notify.Instance(ctx, e)
 }
 
 // shutdownTimeout is how long a clean stop may take: the image's os_shutdown_timeout,

@@ -23,14 +23,12 @@ var shelvedKeys = []string{"shelved_at", "shelved_image_id", "shelved_host"}
 // if shelved_offload_time says so (nova/compute/manager.py:shelve_instance).
 func (m *Manager) shelveInstance(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
 	var imageID string
-	clean := true
 	if err := args.Decode("image_id", &imageID); err != nil {
 		return nil, err
 	}
-	if _, ok := args["clean_shutdown"]; ok {
-		if err := args.Decode("clean_shutdown", &clean); err != nil {
-			return nil, err
-		}
+	clean, err := cleanShutdown(args)
+	if err != nil {
+		return nil, err
 	}
 	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
 		return nil, err
@@ -106,11 +104,9 @@ func (m *Manager) shelveFailed(ctx context.Context, inst *object.Instance, image
 
 // shelveOffloadInstance takes a shelved instance off this host (nova/compute/manager.py:shelve_offload_instance).
 func (m *Manager) shelveOffloadInstance(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
-	clean := true
-	if _, ok := args["clean_shutdown"]; ok {
-		if err := args.Decode("clean_shutdown", &clean); err != nil {
-			return nil, err
-		}
+	clean, err := cleanShutdown(args)
+	if err != nil {
+		return nil, err
 	}
 	return nil, m.shelveOffload(ctx, inst, clean)
 }

@@ -84,14 +84,7 @@ func (m *Manager) snapshot(ctx context.Context, inst *object.Instance, imageID, 
 }
 
 func (m *Manager) notifySnapshot(ctx context.Context, inst *object.Instance, imageID, phase string) {
-	if !m.Notify.Enabled() {
-		return
-	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("notification not sent: instance not loaded")
-		return
-	}
-	m.Notify.Instance(ctx, notify.Event{Action: "snapshot", Phase: phase, Instance: inst, SnapshotImageID: imageID})
+	m.notifyEvent(ctx, notify.Event{Action: "snapshot", Phase: phase, Instance: inst, SnapshotImageID: imageID})
 }
 
 // snapshotEnded decides what a failed snapshot leaves behind: never an image without data. An

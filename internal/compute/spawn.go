@@ -263,7 +263,7 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 	}
 	limits.SwapBytes = int64(disks.swapMB) << 20
 	s.mu.Lock()
-	s.rec.ImageID, s.rec.Root, s.rec.Ephemeral = s.r.Image.ID, root, disks.ephemeral
+	s.rec.ImageID, s.rec.Arch, s.rec.Root, s.rec.Ephemeral = s.r.Image.ID, image.Metadata.Arch(), root, disks.ephemeral
 	err = s.m.saveRecord(s.rec)
 	s.mu.Unlock()
 	if err != nil {
@@ -284,14 +284,18 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 		return err
 	}
 	s.rootfs = rootfs
-	spec := driver.Spec{
-		UUID: s.inst.UUID, Name: s.rec.Name, Hostname: s.inst.Hostname, ImageID: s.r.Image.ID, Arch: image.Metadata.Arch(),
-		Limits: limits, IDs: ids, Binds: binds, ShutdownTimeout: s.m.shutdownTimeout(s.inst),
+	binds = append(s.m.driveBinds(s.inst, s.r.Image.Property(imageConfigDrive)), binds...)
+	return s.m.Driver.Create(ctx, s.m.specOf(s.inst, s.rec, limits, binds), rootfs)
+}
+
+// specOf describes an instance of this host to the driver.
+func (m *Manager) specOf(inst *object.Instance, rec record, limits flavor.Limits, binds []driver.Bind) driver.Spec {
+	return driver.Spec{
+		UUID: inst.UUID, Name: rec.Name, Hostname: inst.Hostname, ImageID: rec.ImageID, Arch: rec.Arch,
+		Limits: limits, IDs: rec.Root.IDs, Binds: binds, ShutdownTimeout: m.shutdownTimeout(inst),
 		// ds-identify of cloud-init recognises the platform by this word.
-		Env:         map[string]string{"product_name": "OpenStack Nova"},
-		ConfigDrive: s.m.drivePath(s.inst, s.r.Image.Property(imageConfigDrive)),
+		Env: map[string]string{"product_name": "OpenStack Nova"},
 	}
-	return s.m.Driver.Create(ctx, spec, rootfs)
 }
 
 // tellDevices stores what the metadata service is to say of the server's devices, before the
