@@ -120,8 +120,7 @@ type Manager struct {
 	running background // operations that outlive their message
 
 	inflight   inflight
-	cancels    cancels // operations that a delete ends
-	moves      moves
+	cancels    cancels    // operations that a delete ends
 	arrivals   arrivals   // root disks that come here
 	departures departures // root disks that this host offers
 

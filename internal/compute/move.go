@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"sync"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -144,14 +143,12 @@ func (m *Manager) moveMethod(method string, step moveStep) rpc.Handler {
 
 // startMove journals a step and runs it in the background; the channel gives its outcome.
 func (m *Manager) startMove(ctx context.Context, mv *move, step moveStep, entry journalEntry) <-chan error {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	ctx, forget := m.cancels.add(context.WithoutCancel(ctx), mv.inst.UUID, mv.method)
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", mv.inst.UUID), "method", mv.method)
 	key := mv.inst.UUID + "/" + mv.method
 	journaled := state.Put(m.DB, moveBucket, key, entry)
 	done := make(chan error, 1) // nobody may wait for it
-	forget := m.moves.add(mv.inst.UUID, cancel)
 	m.running.run(func() {
-		defer cancel(nil)
 		defer forget()
 		err := journaled
 		if err == nil {
@@ -199,49 +196,6 @@ func (m *Manager) settleMove(ctx context.Context, mv *move, step moveStep, err e
 	var ended *failedMove
 	op := operation{method: mv.method, fault: true, revert: step.revert && !errors.As(err, &ended)}
 	return m.settle(ctx, op, mv.inst, err)
-}
-
-// moves are the steps that wait or are under way, so that a delete can end them.
-type moves struct {
-	mu      sync.Mutex // guards cancels
-	cancels map[string]map[*context.CancelCauseFunc]bool
-}
-
-func (s *moves) add(uuid string, cancel context.CancelCauseFunc) (forget func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.cancels == nil {
-		s.cancels = map[string]map[*context.CancelCauseFunc]bool{}
-	}
-	if s.cancels[uuid] == nil {
-		s.cancels[uuid] = map[*context.CancelCauseFunc]bool{}
-	}
-	key := &cancel
-	s.cancels[uuid][key] = true
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.cancels[uuid], key)
-		if len(s.cancels[uuid]) == 0 {
-			delete(s.cancels, uuid)
-		}
-	}
-}
-
-// cancel ends the steps of an instance.
-func (s *moves) cancel(uuid string, cause error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for cancel := range s.cancels[uuid] {
-		(*cancel)(cause)
-	}
-}
-
-// has tells whether a step of the instance waits or is under way.
-func (s *moves) has(uuid string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.cancels[uuid]) > 0
 }
 
 // rolledBack marks a failure after which the guest is as before

@@ -65,7 +65,7 @@ func (m *Manager) settleArrivals(ctx context.Context) error {
 		return err
 	}
 	for uuid, rec := range records {
-		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.moves.has(uuid) {
+		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.cancels.has(uuid) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)

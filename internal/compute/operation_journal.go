@@ -111,6 +111,18 @@ func (c *cancels) cancel(uuid string, cause error, methods ...string) {
 	}
 }
 
+// has tells whether an operation on an instance waits or is under way.
+func (c *cancels) has(uuid string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for one := range c.operations {
+		if one.uuid == uuid {
+			return true
+		}
+	}
+	return false
+}
+
 // endingSnapshots is a handler for a delete that can be taken back: it does not wait for an upload either,
 // but lets what changes the root disk come to its end.
 func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {

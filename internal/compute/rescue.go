@@ -225,8 +225,7 @@ func (r *rescue) run(ctx context.Context) error {
 	if err := r.furnish(ctx, rootfs); err != nil {
 		return err
 	}
-	binds := m.driveBinds(r.inst, r.inst.System("image_"+imageConfigDrive))
-	r.spec.Binds = append(binds, driver.Bind{Source: own, Target: rescueMountPoint})
+	r.spec.Binds = append(m.driveBinds(r.inst, r.inst.System("image_"+imageConfigDrive)), driver.Bind{Source: own, Target: rescueMountPoint})
 	if err := m.Driver.Create(ctx, r.spec, rootfs); err != nil {
 		return err
 	}

@@ -264,7 +264,8 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 	limits.SwapBytes = int64(disks.swapMB) << 20
 	s.mu.Lock()
 	s.rec.ImageID, s.rec.Arch, s.rec.Root, s.rec.Ephemeral = s.r.Image.ID, image.Metadata.Arch(), root, disks.ephemeral
-	err = s.m.saveRecord(s.rec)
+	rec := s.rec // the ports are plugged meanwhile
+	err = s.m.saveRecord(rec)
 	s.mu.Unlock()
 	if err != nil {
 		return err
@@ -285,7 +286,7 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 	}
 	s.rootfs = rootfs
 	binds = append(s.m.driveBinds(s.inst, s.r.Image.Property(imageConfigDrive)), binds...)
-	return s.m.Driver.Create(ctx, s.m.specOf(s.inst, s.rec, limits, binds), rootfs)
+	return s.m.Driver.Create(ctx, s.m.specOf(s.inst, rec, limits, binds), rootfs)
 }
 
 // specOf describes an instance of this host to the driver.

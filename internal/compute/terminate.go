@@ -22,7 +22,6 @@ func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, er
 	if args.Decode("instance", &doomed) == nil {
 		ownPorts = m.inflight.cancel(doomed.UUID, errDeleted)
 		m.cancels.cancel(doomed.UUID, errDeleted)
-		m.moves.cancel(doomed.UUID, errDeleted)
 		m.endOffer(doomed.UUID)
 	}
 	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true}
