@@ -406,6 +406,8 @@ func (f *fakeNeutron) answer(r *http.Request) (int, string) {
 	case r.Method == http.MethodDelete:
 		delete(f.ports, id)
 		return http.StatusNoContent, ""
+	case f.ports[id] != nil:
+		return http.StatusOK, f.encode(f.ports[id])
 	case r.URL.Path == "/ports" && strings.HasPrefix(query.Get("device_owner"), "network:"):
 		return http.StatusOK, f.recorded("dhcp-ports")
 	case r.URL.Path == "/ports":

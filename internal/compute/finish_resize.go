@@ -48,11 +48,11 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	info, plugged, err := m.bindHere(ctx, mv)
+	info, ports, err := m.bindHere(ctx, mv)
 	if err != nil {
 		return err
 	}
-	defer plugged.cancel()
+	defer ports.cancel()
 	changes := flavors(wanted, old, wanted)
 	if wanted.ID != old.ID {
 		maps.Copy(changes, sizes(wanted))
@@ -71,7 +71,7 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	if m.same(mv) {
 		err = m.resizeHere(ctx, inst, limits)
 	} else {
-		err = m.arrive(ctx, mv, limits, info, plugged)
+		err = m.arrive(ctx, mv, limits, info, ports)
 	}
 	if err != nil {
 		return err
@@ -102,24 +102,10 @@ func (m *Manager) finishSave(ctx context.Context, mv *move, info object.NetworkI
 	return nil
 }
 
-// plugging are the ports of an instance that came here, until Neutron has wired them.
-type plugging struct {
-	m        *Manager
-	inst     *object.Instance
-	expected []*expectation
-}
-
-func (p *plugging) cancel() {
-	for _, e := range p.expected {
-		e.cancel()
-	}
-}
-
-// wait waits for Neutron as vif_plugging_timeout says. It does not fail the move: the guest is needed
+// awaitPorts waits for Neutron as vif_plugging_timeout says. It does not fail the move: the guest is needed
 // more than its network, which Neutron may bring later.
-func (p *plugging) wait(ctx context.Context) error {
-	s := &spawn{m: p.m, inst: p.inst, expected: p.expected}
-	err := s.awaitPlugged(ctx)
+func awaitPorts(ctx context.Context, ports *portWait) error {
+	err := ports.wait(ctx)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -131,36 +117,34 @@ func (p *plugging) wait(ctx context.Context) error {
 
 // bindHere binds the ports to this host and reads what came of it. The waits begin before: the
 // event may come at any time after (nova/network/neutron.py:migrate_instance_finish).
-func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *plugging, error) {
+func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *portWait, error) {
 	inst := mv.inst
-	p := &plugging{m: m, inst: inst}
+	ports := newPortWait(m, inst.UUID)
 	if err := m.Conductor.RefreshInfoCache(ctx, inst); err != nil && !exception.Is(err, "NotFound") {
-		return nil, p, err
+		return nil, ports, err
 	}
 	if !m.same(mv) {
-		if m.opts.VIFPluggingTimeout > 0 {
-			for _, id := range portIDs(inst.NetworkInfo()) {
-				p.expected = append(p.expected, m.waiters.expect(inst.UUID, eventVIFPlugged, id))
-			}
+		for _, id := range portIDs(inst.NetworkInfo()) {
+			ports.expect(id)
 		}
 		err := m.Neutron.BindToHost(ctx, neutron.BindRequest{
 			InstanceUUID: inst.UUID, ProjectID: inst.ProjectID, AvailabilityZone: inst.AvailabilityZone, Host: m.opts.Host,
 		})
 		if err != nil {
-			p.cancel()
-			return nil, p, networkError(inst, err)
+			ports.cancel()
+			return nil, ports, networkError(inst, err)
 		}
 	}
 	info, err := m.refreshNetworkInfo(ctx, inst)
 	if err != nil {
-		p.cancel()
-		return nil, p, networkError(inst, err)
+		ports.cancel()
+		return nil, ports, networkError(inst, err)
 	}
-	return info, p, nil
+	return info, ports, nil
 }
 
 // arrive starts an instance whose root disk came from another host.
-func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, plugged *plugging) error {
+func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *portWait) error {
 	inst := mv.inst
 	rec, err := m.received(ctx, inst.UUID)
 	if err != nil {
@@ -187,11 +171,11 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 		return m.Roots.Unmount(ctx, inst.UUID)
 	}
 	for _, v := range rec.VIFs {
-		if _, err := m.Plugger.Plug(ctx, v); err != nil {
-			return fmt.Errorf("plug port %s: %w", v.PortID, err)
+		if _, err := ports.plug(ctx, v); err != nil {
+			return err
 		}
 	}
-	if err := plugged.wait(ctx); err != nil {
+	if err := awaitPorts(ctx, ports); err != nil {
 		return err
 	}
 	return m.runRecorded(ctx, rec)

@@ -171,11 +171,11 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, limits flavor.Limits) 
 		}
 		return info, m.resizeBack(ctx, inst, limits)
 	}
-	info, plugged, err := m.bindHere(ctx, mv)
+	info, ports, err := m.bindHere(ctx, mv)
 	if err != nil {
 		return nil, err
 	}
-	defer plugged.cancel()
+	defer ports.cancel()
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
 		return info, errors.Join(err, exception.InstanceNotFound(inst.UUID))
@@ -185,14 +185,14 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, limits flavor.Limits) 
 		return info, err
 	}
 	for _, v := range rec.VIFs {
-		if _, err := m.Plugger.Plug(ctx, v); err != nil {
-			return info, fmt.Errorf("plug port %s: %w", v.PortID, err)
+		if _, err := ports.plug(ctx, v); err != nil {
+			return info, err
 		}
 	}
 	if stateBefore(inst) == object.VMStateStopped {
 		return info, nil
 	}
-	if err := plugged.wait(ctx); err != nil {
+	if err := awaitPorts(ctx, ports); err != nil {
 		return info, err
 	}
 	return info, m.runRecorded(ctx, rec)

@@ -17,7 +17,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/stopwatch"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -29,10 +28,11 @@ type spawn struct {
 	r    *buildRequest
 	inst *object.Instance
 
-	mu       sync.Mutex // guards rec, links and expected
-	rec      record
-	links    map[string]vif.Link // by port id
-	expected []*expectation
+	ports *portWait
+
+	mu    sync.Mutex // guards rec and links
+	rec   record
+	links map[string]vif.Link // by port id
 
 	limits flavor.Limits   // set by fetchImage
 	image  imagesync.Image // set by fetchImage
@@ -47,7 +47,7 @@ type spawn struct {
 
 func newSpawn(m *Manager, r *buildRequest) *spawn {
 	return &spawn{
-		m: m, r: r, inst: r.Instance, links: map[string]vif.Link{},
+		m: m, r: r, inst: r.Instance, ports: newPortWait(m, r.Instance.UUID), links: map[string]vif.Link{},
 		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC(), Bandwidth: m.bandwidth(r.Instance)},
 	}
 }
@@ -71,7 +71,7 @@ func (s *spawn) prepareNetwork(ctx context.Context) error {
 		s.order = append(s.order, alloc.Ports[i].ID)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.awaitPlugged(gctx) })
+	g.Go(func() error { return s.ports.wait(gctx) })
 	g.Go(func() error { return s.storeNetworkInfo(gctx) })
 	return g.Wait()
 }
@@ -98,16 +98,15 @@ func (s *spawn) plug(ctx context.Context, p neutron.AllocatedPort) error {
 	return s.plugVIF(ctx, s.m.vifOfPort(s.inst.UUID, &p), p.Index, p.Active())
 }
 
-// plugVIF wires one port, the guest's interface of that index. The wait for its event begins before the device exists, for the
-// event may come at any time after.
+// plugVIF wires one port, the guest's interface of that index.
 func (s *spawn) plugVIF(ctx context.Context, v vif.VIF, index int, active bool) error {
 	if v.VNICType != "" && v.VNICType != "normal" {
 		return fmt.Errorf("%w: vnic_type %s", vif.ErrUnsupported, v.VNICType)
 	}
-	s.mu.Lock()
-	if !active && s.m.opts.VIFPluggingTimeout > 0 {
-		s.expected = append(s.expected, s.m.waiters.expect(s.inst.UUID, eventVIFPlugged, v.PortID))
+	if !active {
+		s.ports.expect(v.PortID)
 	}
+	s.mu.Lock()
 	s.rec.shape(&v)
 	s.rec.VIFs = append(s.rec.VIFs, v)
 	if s.rec.Names == nil {
@@ -119,81 +118,14 @@ func (s *spawn) plugVIF(ctx context.Context, v vif.VIF, index int, active bool) 
 	if err != nil {
 		return err
 	}
-	link, err := s.m.Plugger.Plug(ctx, v)
+	link, err := s.ports.plug(ctx, v)
 	if err != nil {
-		return fmt.Errorf("plug port %s: %w", v.PortID, err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.links[v.PortID] = link
 	return nil
-}
-
-// awaitPlugged waits until Neutron has wired every port, as vif_plugging_timeout and
-// vif_plugging_is_fatal say (nova/virt/libvirt/driver.py:_create_guest_with_network).
-func (s *spawn) awaitPlugged(ctx context.Context) error {
-	s.mu.Lock()
-	expected := s.expected
-	s.mu.Unlock()
-	if len(expected) == 0 {
-		return nil
-	}
-	defer stopwatch.Wait(ctx, stopwatch.Plug)()
-	deadline, cancel := context.WithTimeout(ctx, s.m.opts.VIFPluggingTimeout)
-	defer cancel()
-	watched, stop := context.WithCancel(deadline)
-	var watcher sync.WaitGroup
-	watcher.Go(func() { s.watchPorts(watched, expected) })
-	defer watcher.Wait()
-	defer stop()
-	for _, e := range expected {
-		status, err := e.wait(deadline)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err == nil && status != eventFailed {
-			continue
-		}
-		what := "port " + e.key.tag + " was not reported up within vif_plugging_timeout (" + s.m.opts.VIFPluggingTimeout.String() + ")"
-		if err == nil {
-			what = "neutron failed to wire port " + e.key.tag
-		}
-		if s.m.opts.VIFPluggingIsFatal {
-			return exception.VirtualInterfaceCreate().WithMessage("Virtual Interface creation failed: " + what)
-		}
-		reqctx.Log(ctx).WithField("port_id", e.key.tag).Warning(what + "; going on because vif_plugging_is_fatal is false")
-	}
-	return nil
-}
-
-// portPollInterval is how often a port is looked at whose event does not come. An event comes
-// within a second or two; only one that was lost on its way leads here.
-const portPollInterval = 10 * time.Second
-
-// watchPorts stands in for events that get lost between Neutron and nova's API: the port's
-// own state is what they tell of. It returns when ctx ends.
-func (s *spawn) watchPorts(ctx context.Context, expected []*expectation) {
-	tick := time.NewTicker(portPollInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, e := range expected {
-			log := reqctx.Log(ctx).WithField("port_id", e.key.tag)
-			port, err := s.m.Neutron.Port(ctx, e.key.tag)
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err != nil:
-				log.WithError(err).Warning("port not looked at while waiting for it to be plugged")
-			case port.Status == "ACTIVE" && s.m.waiters.deliver(s.inst.UUID, eventVIFPlugged, e.key.tag, "completed"):
-				log.Warning("port is up although no network-vif-plugged event arrived")
-			}
-		}
-	}
 }
 
 // storeNetworkInfo records the ports with the control plane: a VirtualInterface row
@@ -364,9 +296,7 @@ func (s *spawn) start(ctx context.Context) error {
 
 // abandon leaves the host as it was before the build, also when ctx has ended.
 func (s *spawn) abandon(ctx context.Context) error {
-	for _, e := range s.expected {
-		e.cancel()
-	}
+	s.ports.cancel()
 	ctx = context.WithoutCancel(ctx)
 	err := s.m.removeFromHost(ctx, s.inst.UUID)
 	if err != nil {

@@ -76,6 +76,13 @@ func (e *expectation) wait(ctx context.Context) (string, error) {
 	}
 }
 
+// pending tells whether the event is still to come.
+func (e *expectation) pending() bool {
+	e.owner.mu.Lock()
+	defer e.owner.mu.Unlock()
+	return e.owner.waiting[e.key] == e
+}
+
 // cancel stops expecting; it may be called at any time and repeatedly.
 func (e *expectation) cancel() {
 	e.owner.mu.Lock()

@@ -5,6 +5,7 @@ package functional
 import (
 	"context"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,4 +50,34 @@ func TestPortsOfTheTenantStay(t *testing.T) {
 	require.Len(t, ports, 1)
 	require.Empty(t, ports[0].DeviceID)
 	require.Empty(t, ports[0].HostID)
+}
+
+// TestPortThatNeutronForgets: the port was reported up while a provisioning block was still there, and nobody looks at
+// it again when the block goes. Two reports at the same moment leave a port so, each seeing the other's block.
+func TestPortThatNeutronForgets(t *testing.T) {
+	ctx := within(t, 2*time.Minute)
+	var made struct{ Port struct{ ID string } }
+	body := map[string]any{"port": map[string]any{"network_id": shared.Network, "name": "forgotten"}}
+	require.NoError(t, shared.Admin.Do(ctx, http.MethodPost, cloud.Network, "/v2.0/ports", body, &made))
+	port := made.Port.ID
+	t.Cleanup(func() {
+		require.NoError(t, shared.Admin.Do(context.Background(), http.MethodDelete, cloud.Network, "/v2.0/ports/"+port, nil, nil))
+	})
+	sql := func(statement string) string {
+		t.Helper()
+		rows, err := shared.Plane.SQL(ctx, "USE neutron; "+strings.ReplaceAll(statement, "$port", "(SELECT standard_attr_id FROM ports WHERE id='"+port+"')"))
+		require.NoError(t, err)
+		return strings.TrimSpace(rows)
+	}
+	sql("INSERT INTO provisioningblocks (standard_attr_id, entity) VALUES ($port, 'TEST')")
+	id := create(t, cloud.NewServer{Networks: cloud.OnPort(port)})
+	eventually(t, time.Minute, "port reported up", func(ctx context.Context) (bool, error) {
+		ports, err := shared.Admin.Ports(ctx, "id="+port)
+		bound := err == nil && len(ports) == 1 && ports[0].HostID == shared.Host
+		return bound && sql("SELECT entity FROM provisioningblocks WHERE standard_attr_id = $port") == "TEST", err
+	})
+	sql("DELETE FROM provisioningblocks WHERE standard_attr_id = $port")
+	server, err := shared.Admin.WaitStatus(ctx, id, "ACTIVE")
+	require.NoError(t, err)
+	answers(t, server)
 }
