@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/stopwatch"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -44,6 +45,7 @@ func (m *Manager) onInstance(op operation, body instanceFunc) rpc.Handler {
 // deals with its failure as nova-compute's decorators do.
 func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
+	ctx, watch := stopwatch.With(ctx)
 	if op.cancelled {
 		var done func()
 		ctx, done = m.cancels.add(ctx, inst.UUID, op.method)
@@ -63,6 +65,9 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 	if op.event != "" && !leaving(ctx) {
 		m.finishEvent(ctx, inst.UUID, op.event, err)
 	}
+	if op.event != "" && err == nil {
+		reqctx.Log(ctx).WithFields(watch.Fields()).Info("operation done")
+	}
 	return result, err
 }
 
@@ -75,7 +80,9 @@ func leaving(ctx context.Context) bool {
 
 func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	if op.lock {
+		queued := stopwatch.Wait(ctx, stopwatch.Queue)
 		unlock, err := m.locks.Lock(ctx, inst.UUID)
+		queued()
 		if err != nil {
 			return nil, fmt.Errorf("wait for other operations on the instance: %w", err)
 		}

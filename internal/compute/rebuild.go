@@ -12,7 +12,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/stopwatch"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -82,11 +81,9 @@ func (m *Manager) rebuildInstance(ctx context.Context, inst *object.Instance, ar
 	if r.Recreate {
 		return nil, m.evacuate(ctx, r)
 	}
-	ctx, watch := stopwatch.With(ctx)
 	if err := m.rebuild(ctx, r); err != nil {
 		return nil, m.rebuildFailed(ctx, r, err)
 	}
-	reqctx.Log(ctx).WithFields(watch.Fields()).Info("instance rebuilt")
 	return nil, nil
 }
 

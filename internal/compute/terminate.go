@@ -9,7 +9,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/stopwatch"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -34,11 +33,10 @@ func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, er
 // the instance into ERROR, from where it can be deleted again. ownPorts are the user's
 // as a build knows them that did not come to the info cache.
 func (m *Manager) deleteInstance(ctx context.Context, inst *object.Instance, ownPorts []string) error {
-	ctx, watch := stopwatch.With(ctx)
 	err := m.deleteSteps(ctx, inst, ownPorts)
 	switch {
 	case err == nil:
-		reqctx.Log(ctx).WithFields(watch.Fields()).Info("instance deleted")
+		reqctx.Log(ctx).Info("instance deleted")
 		return nil
 	case exception.Is(err, "InstanceNotFound"):
 		reqctx.Log(ctx).WithError(err).Info("instance was deleted already")

@@ -166,14 +166,19 @@ func (a *Agent) Signal(ctx context.Context, signal syscall.Signal) error {
 
 // Exec runs a command inside an instance, by UUID, and returns what it wrote to standard output.
 func (a *Agent) Exec(ctx context.Context, instance string, command ...string) (string, error) {
-	args := append([]string{"exec", "--config-file", a.configFile(), instance, "--"}, command...)
-	cmd := exec.CommandContext(ctx, a.Binary, args...)
+	cmd := a.ExecCommand(ctx, instance, command...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		return stdout.String(), fmt.Errorf("run %q in %s: %w: %s", command, instance, err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
+}
+
+// ExecCommand is what Exec runs, for the caller to connect.
+func (a *Agent) ExecCommand(ctx context.Context, instance string, command ...string) *exec.Cmd {
+	args := append([]string{"exec", "--config-file", a.configFile(), instance, "--"}, command...)
+	return exec.CommandContext(ctx, a.Binary, args...)
 }
 
 // Command is a sub-command of the agent's program with this agent's configuration.
@@ -196,6 +201,23 @@ func ResidentKB(pid int) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("read memory of process %d: no VmRSS", pid)
+}
+
+// CPUTime is the processor time that the agent has used.
+func (a *Agent) CPUTime() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.PID()))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in parentheses, may hold spaces; utime and stime are the 12th and 13th field after it (proc(5)).
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	const utime, stime, ticksPerSecond = 11, 12, 100
+	if len(fields) <= stime {
+		return 0, errors.New("read the agent's processor time: too few fields")
+	}
+	user, userErr := strconv.Atoi(fields[utime])
+	system, systemErr := strconv.Atoi(fields[stime])
+	return time.Duration(user+system) * time.Second / ticksPerSecond, errors.Join(userErr, systemErr)
 }
 
 // Log returns what the agent wrote from the offset on, and the offset of the end.

@@ -29,6 +29,7 @@ func run(ctx context.Context) (err error) {
 	net := flag.String("net", controlplane.LinuxBridge, "linuxbridge or ovs")
 	boots := flag.Int("boots", 10, "servers booted one after the other on each host")
 	guests := flag.Int("guests", 50, "servers booted at once on the agent's host")
+	rounds := flag.Int("rounds", 10, "runs of each operation on a server")
 	flag.Parse()
 	l, err := lab.New(*net, "agent-bench")
 	if err != nil {
@@ -52,7 +53,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	hasty.AgentOptions = "[DEFAULT]\nvif_plugging_timeout = 0\nvif_plugging_is_fatal = false\n"
+	hasty.AgentOptions = "[DEFAULT]\nvif_plugging_timeout = 0\nvif_plugging_is_fatal = false\nshutdown_timeout = 0\n"
 	b := bench{Lab: l}
 	agent, impatient, peer := agentSubject{l, "compute-agent"}, agentSubject{hasty, "compute-agent, not waiting for the port"}, peerSubject{l}
 	// Both under the same load of the machine: they take turns.
@@ -61,6 +62,14 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	split, err := b.split()
+	if err != nil {
+		return err
+	}
+	times, err := operationTimes(ctx, hasty, *rounds)
+	if err != nil {
+		return err
+	}
+	images, err := snapshotTimes(ctx, hasty, max(1, *rounds/3))
 	if err != nil {
 		return err
 	}
@@ -81,5 +90,5 @@ func run(ctx context.Context) (err error) {
 	if err := b.messages(ctx, peer, &results[2]); err != nil {
 		return err
 	}
-	return printTable(os.Stdout, results, split, crowd)
+	return errors.Join(printTable(os.Stdout, results, split, crowd), printOperations(os.Stdout, times, images))
 }

@@ -139,13 +139,17 @@ func (b bench) timeToUp(ctx context.Context, s subject) (time.Duration, error) {
 	return time.Since(began), err
 }
 
-// boot boots a server on the host and returns its id and how long it took to be ACTIVE.
+// boot boots a Debian server on the host and returns its id and how long it took to be ACTIVE.
 func (b bench) boot(ctx context.Context, hostname string) (string, time.Duration, error) {
+	return b.bootOf(ctx, b.Debian, b.Small, hostname)
+}
+
+func (b bench) bootOf(ctx context.Context, image, flavor, hostname string) (string, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	began := time.Now()
 	id, err := b.Admin.CreateServer(ctx, cloud.NewServer{
-		Name: "bench", Image: b.Debian, Flavor: b.Small, Networks: cloud.OnNetwork(b.Network), AvailabilityZone: "nova:" + hostname,
+		Name: "bench", Image: image, Flavor: flavor, Networks: cloud.OnNetwork(b.Network), AvailabilityZone: "nova:" + hostname,
 	})
 	if err != nil {
 		return "", 0, err
@@ -200,9 +204,18 @@ func (b bench) conductorCalls(ctx context.Context, do func() error) (map[string]
 // crowd is what many servers at once take.
 type crowd struct {
 	guests       int
+	single       []time.Duration // one such server alone, create to ACTIVE
 	active, gone time.Duration
 	residentKB   int
+	idle         float64 // of one core, while nothing is asked of the agent
 }
+
+// What crowd measures beside the crowd itself.
+const (
+	singles    = 3
+	settleTime = 15 * time.Second // until the guests have started
+	idleSample = time.Minute      // in which every periodic task of a minute runs once
+)
 
 func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
 	c := crowd{guests: guests}
@@ -210,8 +223,18 @@ func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
 		return c, nil
 	}
 	b.Plane.Say("compute-agent: %d servers at once", guests)
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
 	defer cancel()
+	for range singles {
+		id, took, err := b.bootOf(ctx, b.Busybox, b.Nano, b.Host)
+		if err != nil {
+			return c, err
+		}
+		c.single = append(c.single, took)
+		if err := b.remove(ctx, id); err != nil {
+			return c, err
+		}
+	}
 	const name = "crowd"
 	began := time.Now()
 	_, err := b.Admin.CreateServer(ctx, cloud.NewServer{
@@ -234,6 +257,9 @@ func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
 	if c.residentKB, err = b.Agent.ResidentKB(); err != nil {
 		return c, err
 	}
+	if c.idle, err = b.idleShare(ctx); err != nil {
+		return c, err
+	}
 	began = time.Now()
 	for _, server := range servers {
 		if err := b.Admin.DeleteServer(ctx, server.ID); err != nil {
@@ -250,6 +276,22 @@ func (b bench) crowd(ctx context.Context, guests int) (crowd, error) {
 		return c, fmt.Errorf("boot %d servers: nova made %d", guests, len(servers))
 	}
 	return c, nil
+}
+
+// idleShare is the part of a core that the agent uses while nothing is asked of it.
+func (b bench) idleShare(ctx context.Context) (float64, error) {
+	if err := sleep(ctx, settleTime); err != nil {
+		return 0, err
+	}
+	before, err := b.Agent.CPUTime()
+	if err != nil {
+		return 0, err
+	}
+	if err := sleep(ctx, idleSample); err != nil {
+		return 0, err
+	}
+	after, err := b.Agent.CPUTime()
+	return float64(after-before) / float64(idleSample), err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

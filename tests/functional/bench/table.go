@@ -68,9 +68,11 @@ func printTable(out io.Writer, results []figures, split map[string]time.Duration
 	row("conductor calls of a delete", func(f figures) string { return total(f.deleteCalls) })
 	row(fmt.Sprintf("conductor calls in %.0f s of idling", idleFor.Seconds()), func(f figures) string { return total(f.idleCalls) })
 	if c.guests > 0 {
-		fmt.Fprintf(w, "%d servers at once: all ACTIVE\t%s\n", c.guests, seconds(c.active))
+		fmt.Fprintf(w, "one busybox server alone: ACTIVE, median\t%s\n", seconds(median(c.single)))
+		fmt.Fprintf(w, "%d such servers at once: all ACTIVE\t%s\n", c.guests, seconds(c.active))
 		fmt.Fprintf(w, "%d servers: all gone\t%s\n", c.guests, seconds(c.gone))
 		fmt.Fprintf(w, "resident memory, %d servers\t%s\n", c.guests, megabytes(c.residentKB))
+		fmt.Fprintf(w, "processor time, %d idle servers\t%.2f %% of a core\n", c.guests, 100*c.idle)
 	}
 	for _, part := range parts {
 		if value, ok := split[part]; ok {
@@ -85,12 +87,17 @@ func printTable(out io.Writer, results []figures, split map[string]time.Duration
 		if f.bootCalls == nil {
 			continue
 		}
-		fmt.Fprintf(out, "\n%s: what a boot asks of the conductor\n", f.name)
-		for _, call := range slices.Sorted(maps.Keys(f.bootCalls)) {
-			fmt.Fprintf(out, "  %3d %s\n", f.bootCalls[call], call)
-		}
+		printCalls(out, f.name+": what a boot asks of the conductor", f.bootCalls)
+		printCalls(out, f.name+": what it asks when idle", f.idleCalls)
 	}
 	return nil
+}
+
+func printCalls(out io.Writer, title string, calls map[string]int) {
+	fmt.Fprintf(out, "\n%s\n", title)
+	for _, call := range slices.Sorted(maps.Keys(calls)) {
+		fmt.Fprintf(out, "  %3d %s\n", calls[call], call)
+	}
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
