@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,6 +26,9 @@ var errBuildTimeout = errors.New("the server was not built within instance_build
 // errDeleted cancels a build whose instance is being deleted.
 var errDeleted = errors.New("instance is being deleted")
 
+// buildMethod is the method of a build on the wire.
+const buildMethod = "build_and_run_instance"
+
 // buildEvent is the action event of a build.
 const buildEvent = "_do_build_and_run_instance"
 
@@ -41,8 +43,19 @@ func (m *Manager) buildAndRunInstance(ctx context.Context, args rpc.Args) (any, 
 		}
 		r.refused = abortBecause(r.Instance.UUID, err) // nobody waits for an answer: the instance must tell
 	}
-	m.startBuild(ctx, r, journalEntry{Args: args, Context: reqctx.From(ctx).Map(), Accepted: time.Now().UTC()})
+	m.startBuild(ctx, r, newEntry(ctx, buildMethod, args))
 	return nil, nil
+}
+
+// startBuild accepts a build. What cannot be journaled is not begun; another host may do better.
+func (m *Manager) startBuild(ctx context.Context, r *buildRequest, entry journalEntry) {
+	op := &underway{uuid: r.Instance.UUID, method: buildMethod, ownPorts: r.ownPorts()}
+	m.accept(ctx, op, entry, func(ctx context.Context, unwritten error) bool {
+		if r.refused == nil {
+			r.refused = unwritten
+		}
+		return m.build(ctx, r)
+	})
 }
 
 // build carries out one build from its turn in the queue to the end of its action event.

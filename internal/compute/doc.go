@@ -8,9 +8,9 @@
 //
 // What it relies on:
 //   - operations on one instance are serialised by Manager.locks (by UUID); a
-//     terminate cancels a build of the same instance before it queues for the lock;
+//     terminate cancels what runs detached on the same instance before it queues for the lock;
 //   - a host change is recorded (see record) before it is made, and removeFromHost
 //     takes back all of them, whatever part exists;
-//   - a build that was accepted is written to the journal until it has ended, so
-//     that a restarted agent finishes it.
+//   - an operation that outlives its message is in the journal from its acceptance to
+//     its end: a delete cancels it there, and a restarted agent finishes it.
 package compute

@@ -12,8 +12,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/placement"
-	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/rpc"
 )
@@ -87,7 +85,7 @@ func TestEvacuateInstance(t *testing.T) {
 	require.Equal(t, driver.PowerStateRunning, got.State)
 	require.Contains(t, destination.neutron.state()[0], "@"+otherHost)
 	require.Equal(t, []string{uuid}, destination.Tracker.Instances())
-	require.Empty(t, destination.operationsJournal())
+	require.Empty(t, destination.entries())
 
 	// The source comes back: what it has of the server goes.
 	source.restarted()
@@ -143,8 +141,7 @@ func TestEvacuationIsTakenUp(t *testing.T) {
 	rec := record{UUID: uuid, Name: "instance-0000000d", Evacuation: migrationUUID}
 	require.NoError(t, destination.saveRecord(rec))
 	source.nova.Update(uuid, map[string]any{"task_state": object.TaskStateRebuildSpawning})
-	entry := operationEntry{Method: "rebuild_instance", Args: args, Context: reqctx.From(user(t)).Map()}
-	require.NoError(t, state.Put(destination.DB, operationBucket, uuid, entry))
+	destination.interrupted("rebuild_instance", args, nil)
 	destination.restarted()
 	require.NoError(t, destination.InitHost(t.Context()))
 	destination.drain()

@@ -162,7 +162,7 @@ func (m *Manager) releaseStale(ctx context.Context, image, ref string) error {
 		return err
 	}
 	defer unlock()
-	if m.inflight.has(uuid) {
+	if m.journal.building(uuid) {
 		return nil
 	}
 	local, err := m.localInstances(ctx)

@@ -15,7 +15,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -52,39 +51,21 @@ func (m *Manager) InitHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resumed, err := m.resumeBuilds(ctx)
+	resumed, interrupted, err := m.resumeJournal(ctx)
 	if err != nil {
 		return err
 	}
-	moving, err := m.resumeMoves(ctx)
-	if err != nil {
-		return err
-	}
-	maps.Copy(resumed, moving)
 	maps.Copy(resumed, evacuated)
-	known := make(map[string]bool, len(instances))
-	slots := semaphore.NewWeighted(parallelSettles)
-	for _, inst := range instances {
-		known[inst.UUID] = true
-		if inst.Host != m.opts.Host || resumed[inst.UUID] {
-			continue
+	m.background(ctx, func(ctx context.Context) {
+		if err := m.settleArrivals(ctx); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("root disks on their way here not looked at; the next turn of cleanup_incomplete_migrations does it")
 		}
-		unlock, err := m.locks.Lock(ctx, inst.UUID)
-		if err != nil {
-			return err
-		}
-		m.background(reqctx.WithField(ctx, "instance", inst.UUID), func(ctx context.Context) {
-			defer unlock()
-			if slots.Acquire(ctx, 1) != nil {
-				return // never: the context has no end
-			}
-			defer slots.Release(1)
-			if err := protect(func() error { return m.settleInstance(ctx, inst) }); err != nil {
-				reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
-			}
-		})
+	})
+	known, err := m.settleInstances(ctx, instances, interrupted, resumed)
+	if err != nil {
+		return err
 	}
-	if err := m.resumeElsewhere(ctx, known); err != nil {
+	if err := m.resumeElsewhere(ctx, interrupted, known); err != nil {
 		return err
 	}
 	m.background(ctx, func(ctx context.Context) {
@@ -96,21 +77,49 @@ func (m *Manager) InitHost(ctx context.Context) error {
 	return nil
 }
 
+// settleInstances settles the instances of this host, but for those that somebody works on already, and those whose
+// operation was interrupted with it. It returns the UUIDs of all of them.
+func (m *Manager) settleInstances(
+	ctx context.Context, instances []*object.Instance, interrupted map[string]journalEntry, busy map[string]bool,
+) (map[string]bool, error) {
+	known := make(map[string]bool, len(instances))
+	slots := semaphore.NewWeighted(parallelSettles)
+	for _, inst := range instances {
+		known[inst.UUID] = true
+		if inst.Host != m.opts.Host || busy[inst.UUID] {
+			continue
+		}
+		settle := m.settleInstance
+		if entry, ok := interrupted[inst.UUID]; ok {
+			settle = func(ctx context.Context, inst *object.Instance) error { return m.settleInterrupted(ctx, inst, entry) }
+		}
+		unlock, err := m.locks.Lock(ctx, inst.UUID)
+		if err != nil {
+			return nil, err
+		}
+		m.background(reqctx.WithField(ctx, "instance", inst.UUID), func(ctx context.Context) {
+			defer unlock()
+			if slots.Acquire(ctx, 1) != nil {
+				return // never: the context has no end
+			}
+			defer slots.Release(1)
+			if err := protect(func() error { return settle(ctx, inst) }); err != nil {
+				reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
+			}
+		})
+	}
+	return known, nil
+}
+
 // settleInstance settles one instance that an earlier stop of the agent may have left in the
 // middle of something (nova/compute/manager.py:_init_instance). The caller holds its lock.
 func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) error {
 	log := reqctx.Log(ctx).WithField("vm_state", inst.VMState).WithField("task_state", inst.TaskState)
 	save := func(changes map[string]any) error { return m.Conductor.SaveInstance(ctx, inst, changes) }
-	entry, journaled, err := m.interrupted(inst.UUID)
-	if err != nil {
-		return err
-	}
 	switch {
-	case inst.VMState == object.VMStateDeleted, inst.TaskState == object.TaskStateDeleting:
+	case leavingNova(inst):
 		log.Info("completing a deletion")
-		return errors.Join(m.deleteInstance(ctx, inst, nil), state.Delete(m.DB, operationBucket, inst.UUID))
-	case journaled:
-		return m.resumeOperation(ctx, inst, entry)
+		return m.deleteInstance(ctx, inst, nil)
 	case inst.VMState == object.VMStateSoftDelete && inst.TaskState == object.TaskStateNone,
 		inst.VMState == object.VMStateError:
 		return nil
@@ -304,7 +313,7 @@ func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
 		return err
 	}
 	defer unlock()
-	if m.inflight.has(uuid) {
+	if m.journal.building(uuid) {
 		return nil
 	}
 	gone, err := m.isDeletedInNova(ctx, uuid)

@@ -194,7 +194,7 @@ func TestInitHost(t *testing.T) {
 	w.restarted()
 	w.nova.Fail("InstanceList.get_by_host", errBoom)
 	require.ErrorIs(t, w.InitHost(t.Context()), errBoom)
-	w.DB, w.inflight.db = closedDB(t), closedDB(t)
+	w.DB, w.journal.db = closedDB(t), closedDB(t)
 	require.Error(t, w.InitHost(t.Context()), "a journal that cannot be read")
 }
 

@@ -1,8 +1,11 @@
 package compute
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,134 +14,213 @@ import (
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
-// journalBucket holds a journalEntry per instance UUID whose build was accepted and has
-// not ended. The broker forgets a message on receipt; this is where a build lives then.
-const journalBucket = "builds"
+// journalBucket holds a journalEntry per instance UUID.
+const journalBucket = "journal"
 
-// journalEntry is a build as it came: arguments and request context, its token and
-// the admin password included. The database is readable by root alone.
+// journalEntry is an operation as it came: arguments and request context, its token and
+// passwords included. The database is readable by root alone.
 type journalEntry struct {
+	Method   string                     `json:"method"`
 	Args     rpc.Args                   `json:"args"`
 	Context  map[string]json.RawMessage `json:"context"`
 	Accepted time.Time                  `json:"accepted"`
-	// Resumed counts the starts of the agent that took the build up again.
+	// Resumed counts the starts of the agent that took the operation up again.
 	Resumed int `json:"resumed,omitempty"`
-	// HandedBack: the build failed and goes, or went, back to the conductor. Another host may have it.
+	// HandedBack: a build failed and goes, or went, back to the conductor. Another host may have it.
 	HandedBack bool `json:"handed_back,omitempty"`
 }
 
-// inflight are the builds that were accepted and have not ended, in memory and in the
-// journal. A build is known here before it is journaled, so that a delete that comes
-// right after it finds it.
-type inflight struct {
-	db *state.DB
-
-	disk sync.Mutex // serialises changes of the journal, and is held while they are written
-
-	mu     sync.Mutex // guards builds and what is in them
-	builds map[*acceptedBuild]bool
+// newEntry is the entry of a message that ctx came with.
+func newEntry(ctx context.Context, method string, args rpc.Args) journalEntry {
+	return journalEntry{Method: method, Args: args, Context: reqctx.From(ctx).Map(), Accepted: time.Now().UTC()}
 }
 
-// acceptedBuild is one of them.
-type acceptedBuild struct {
-	request *buildRequest
-	cancel  context.CancelCauseFunc
-	changed bool // Neutron told of a change of the ports, which the build may not have seen
+// in gives ctx the request context that the operation came with.
+func (e *journalEntry) in(ctx context.Context, uuid string) context.Context {
+	return reqctx.WithField(reqctx.With(ctx, reqctx.FromMap(e.Context)), "instance", uuid)
 }
 
-// add makes a build known and writes it to the journal. It is known, too, when that fails.
-func (f *inflight) add(b *acceptedBuild, entry journalEntry) error {
-	f.mu.Lock()
-	f.builds[b] = true
-	f.mu.Unlock()
-	f.disk.Lock()
-	defer f.disk.Unlock()
-	return state.Put(f.db, journalBucket, b.request.Instance.UUID, entry)
+// journal holds the operations that were accepted and have not ended: in memory, where a
+// delete of their instance finds and cancels them, and on disk for the next start of the
+// agent. The broker forgets a message on receipt; this is where an operation lives then. An
+// operation is known before it is written, so that a delete that comes right after it finds it.
+//
+// On disk an instance has one entry. Of two operations the newer takes it: it waits for the
+// instance's lock, and the older has nothing left to do but to end (a step of a move that
+// sends the next one to its own host), or began from a state that is not the instance's any more.
+type journal struct {
+	db   *state.DB
+	disk sync.Mutex // serialises changes of the entries, and is held while they are written
+
+	mu  sync.Mutex // guards ops and what is in them
+	ops map[*underway]bool
 }
 
-// remove forgets a build; with keep its journal entry stays for the next start of the
-// agent. So does the entry of another build of the same instance.
-func (f *inflight) remove(b *acceptedBuild, keep bool) error {
-	uuid := b.request.Instance.UUID
-	f.disk.Lock()
-	defer f.disk.Unlock()
-	f.mu.Lock()
-	delete(f.builds, b)
-	f.mu.Unlock()
-	if keep || f.has(uuid) {
+// underway is one of these operations.
+type underway struct {
+	uuid, method string
+	cancel       context.CancelCauseFunc
+	written      bool // it has the instance's entry, or had it until a newer one took it
+
+	ownPorts     []string // of a build: the user's ports, which outlive the instance
+	portsChanged bool     // of a build: Neutron told of a change of the ports, which it may not have seen
+}
+
+// add makes an operation known until it is forgotten. A delete cancels the context.
+func (j *journal) add(ctx context.Context, o *underway) context.Context {
+	ctx, o.cancel = context.WithCancelCause(ctx)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.ops == nil {
+		j.ops = map[*underway]bool{}
+	}
+	j.ops[o] = true
+	return ctx
+}
+
+// write gives an operation its instance's entry.
+func (j *journal) write(o *underway, entry journalEntry) error {
+	j.disk.Lock()
+	defer j.disk.Unlock()
+	j.mu.Lock()
+	o.written = true
+	j.mu.Unlock()
+	return state.Put(j.db, journalBucket, o.uuid, entry)
+}
+
+// remove forgets an operation that was written. With keep its entry stays for the next start of the agent, and
+// so does the entry of another operation on the instance.
+func (j *journal) remove(o *underway, keep bool) error {
+	j.disk.Lock()
+	defer j.disk.Unlock()
+	defer j.forget(o)
+	if keep || j.taken(o.uuid, o) {
 		return nil
 	}
-	return state.Delete(f.db, journalBucket, uuid)
+	return state.Delete(j.db, journalBucket, o.uuid)
 }
 
-// has tells whether a build of the instance is waiting or under way.
-func (f *inflight) has(uuid string) bool { return len(f.of(uuid)) > 0 }
+// forget ends what add began.
+func (j *journal) forget(o *underway) {
+	j.mu.Lock()
+	delete(j.ops, o)
+	j.mu.Unlock()
+	o.cancel(nil)
+}
 
-func (f *inflight) of(uuid string) []*acceptedBuild {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var found []*acceptedBuild
-	for b := range f.builds {
-		if b.request.Instance.UUID == uuid {
-			found = append(found, b)
+// taken tells that an operation other than o has the instance's entry. The caller holds disk.
+func (j *journal) taken(uuid string, o *underway) bool {
+	return slices.ContainsFunc(j.of(uuid), func(other *underway) bool { return other != o && other.written })
+}
+
+// of are the operations on an instance that wait or are under way, of the named methods if there are any.
+func (j *journal) of(uuid string, methods ...string) []*underway {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var found []*underway
+	for o := range j.ops {
+		if o.uuid == uuid && (len(methods) == 0 || slices.Contains(methods, o.method)) {
+			found = append(found, o)
 		}
 	}
 	return found
 }
 
-// portsChanged notes a change of an instance's ports for the end of its build; false: it
-// is not being built.
-func (f *inflight) portsChanged(uuid string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	found := false
-	for b := range f.builds {
-		if b.request.Instance.UUID == uuid {
-			b.changed, found = true, true
-		}
-	}
-	return found
-}
+// has tells whether there is one.
+func (j *journal) has(uuid string, methods ...string) bool { return len(j.of(uuid, methods...)) > 0 }
 
-// cancel ends the builds of an instance, if there are any, and returns the ports that
-// their users brought: they outlive the instance.
-func (f *inflight) cancel(uuid string, cause error) (ownPorts []string) {
-	for _, b := range f.of(uuid) {
-		b.cancel(cause)
-		ownPorts = append(ownPorts, b.request.ownPorts()...)
+// building tells whether a build of the instance waits or is under way.
+func (j *journal) building(uuid string) bool { return j.has(uuid, buildMethod) }
+
+// cancel ends the operations on an instance, of the named methods if there are any, and
+// returns the ports that the users of its builds brought.
+func (j *journal) cancel(uuid string, cause error, methods ...string) (ownPorts []string) {
+	for _, o := range j.of(uuid, methods...) {
+		o.cancel(cause)
+		ownPorts = append(ownPorts, o.ownPorts...)
 	}
 	return ownPorts
 }
 
+// portsChanged notes a change of an instance's ports for the end of its build; false: it is
+// not being built.
+func (j *journal) portsChanged(uuid string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	found := false
+	for o := range j.ops {
+		if o.uuid == uuid && o.method == buildMethod {
+			o.portsChanged, found = true, true
+		}
+	}
+	return found
+}
+
 // handBack notes that a build leaves this host: from now on a crash must not take it up here.
-func (f *inflight) handBack(uuid string) error {
-	f.disk.Lock()
-	defer f.disk.Unlock()
-	entry, ok, err := state.Get[journalEntry](f.db, journalBucket, uuid)
-	if err != nil || !ok {
+func (j *journal) handBack(uuid string) error {
+	j.disk.Lock()
+	defer j.disk.Unlock()
+	entry, ok, err := state.Get[journalEntry](j.db, journalBucket, uuid)
+	if err != nil || !ok || entry.Method != buildMethod {
 		return err
 	}
 	entry.HandedBack = true
-	return state.Put(f.db, journalBucket, uuid, entry)
+	return state.Put(j.db, journalBucket, uuid, entry)
 }
 
-// startBuild accepts a build: it makes it known, journals it and runs it in the
-// background, with the request context of ctx but neither its deadline nor its cancellation.
-func (m *Manager) startBuild(ctx context.Context, r *buildRequest, entry journalEntry) {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	b := &acceptedBuild{request: r, cancel: cancel}
-	if err := m.inflight.add(b, entry); err != nil && r.refused == nil {
-		r.refused = err // what cannot be journaled is not begun; another host may do better
+// drop removes an instance's entry, unless an operation of this process has it.
+func (j *journal) drop(uuid string) error {
+	j.disk.Lock()
+	defer j.disk.Unlock()
+	if j.taken(uuid, nil) {
+		return nil
 	}
-	m.running.run(func() {
-		defer cancel(nil)
-		ctx := reqctx.WithField(reqctx.WithField(ctx, "instance", r.Instance.UUID), "method", "build_and_run_instance")
-		settled := m.build(ctx, r)
-		if err := m.inflight.remove(b, !settled); err != nil {
-			reqctx.Log(ctx).WithError(err).Error("build not removed from the journal")
+	return state.Delete(j.db, journalBucket, uuid)
+}
+
+// adopt takes over the entries of an agent that kept a journal for each kind of operation:
+// builds by instance UUID, operations so too and with their method, moves by "UUID/method".
+func (j *journal) adopt() error {
+	for _, old := range []string{"builds", "operations", "moves"} {
+		entries, err := state.List[journalEntry](j.db, old)
+		if err != nil {
+			return err
 		}
-		if b.changed { // nobody else has the build any more
-			m.refreshBuilt(adminContext(context.WithoutCancel(ctx)), r.Instance.UUID)
+		for key, entry := range entries {
+			uuid, step, _ := strings.Cut(key, "/")
+			entry.Method = cmp.Or(entry.Method, step, buildMethod)
+			newer, ok, err := state.Get[journalEntry](j.db, journalBucket, uuid)
+			if err == nil && (!ok || newer.Accepted.Before(entry.Accepted)) {
+				err = state.Put(j.db, journalBucket, uuid, entry)
+			}
+			if err != nil {
+				return err
+			}
+			if err := state.Delete(j.db, old, key); err != nil {
+				return err
+			}
 		}
-	})
+	}
+	return nil
+}
+
+// accept journals an operation and runs it apart from the message that asked for it: with the
+// message's request context, but neither its deadline nor its cancellation. run hears what kept
+// the entry from being written. It tells whether the operation's outcome, good or bad, is where
+// it belongs; if not, the next start of the agent takes the operation up again.
+func (m *Manager) accept(ctx context.Context, o *underway, entry journalEntry, run func(ctx context.Context, unwritten error) (settled bool)) {
+	ctx = reqctx.WithField(reqctx.WithField(context.WithoutCancel(ctx), "instance", o.uuid), "method", o.method)
+	ctx = m.journal.add(ctx, o)
+	unwritten := m.journal.write(o, entry)
+	m.running.run(func() { m.end(ctx, o, run(ctx, unwritten)) })
+}
+
+// end takes an operation out of the journal. One that is not settled stays there for the next start.
+func (m *Manager) end(ctx context.Context, o *underway, settled bool) {
+	if err := m.journal.remove(o, !settled); err != nil {
+		reqctx.Log(ctx).WithError(err).Error("operation not removed from the journal")
+	}
+	if o.portsChanged { // nobody else has the operation any more
+		m.refreshBuilt(adminContext(context.WithoutCancel(ctx)), o.uuid)
+	}
 }

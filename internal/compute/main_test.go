@@ -353,10 +353,8 @@ func (w *world) nothingLeft() {
 
 func (w *world) noJournal() {
 	w.t.Helper()
-	entries, err := state.List[journalEntry](w.DB, journalBucket)
-	require.NoError(w.t, err)
-	require.Empty(w.t, entries)
-	require.False(w.t, w.inflight.has(uuid))
+	require.Empty(w.t, w.entries())
+	require.False(w.t, w.journal.has(uuid))
 }
 
 func (w *world) images() []imagesync.Image {
@@ -394,11 +392,4 @@ func (w *world) plugEventsOnSave() {
 			}
 		})
 	})
-}
-
-// writeOperation writes the entry that a crash would have left of an operation.
-func (w *world) writeOperation(entry operationEntry) {
-	w.t.Helper()
-	entry.Context, entry.Accepted = reqctx.From(user(w.t)).Map(), time.Now()
-	require.NoError(w.t, state.Put(w.DB, operationBucket, uuid, entry))
 }

@@ -119,8 +119,7 @@ type Manager struct {
 
 	running background // operations that outlive their message
 
-	inflight   inflight
-	cancels    cancels    // operations that a delete ends
+	journal    journal    // operations that were accepted and have not ended
 	arrivals   arrivals   // root disks that come here
 	departures departures // root disks that this host offers
 
@@ -142,7 +141,7 @@ func New(o Options, d Deps) *Manager {
 		Deps: d, opts: o,
 		builds:     slots(o.MaxConcurrentBuilds),
 		snapshots:  slots(o.MaxConcurrentSnapshots),
-		inflight:   inflight{db: d.DB, builds: map[*acceptedBuild]bool{}},
+		journal:    journal{db: d.DB},
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
 		consoles:   newConsoles(o.SerialConsole, d),

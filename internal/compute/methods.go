@@ -69,8 +69,8 @@ func (m *Manager) methods() map[string]rpc.Handler {
 	for method, step := range m.moveSteps() {
 		methods[method] = m.moveMethod(method, step)
 	}
-	for method, j := range m.journaled() {
-		methods[method] = m.detached(j.op, j.body)
+	for method, d := range m.detachedMethods() {
+		methods[method] = m.detached(d)
 	}
 	for method, refusal := range refusals {
 		methods[method] = m.refuse(method, refusal)

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -45,10 +43,6 @@ const (
 	migrationCompleted     = "completed"
 	migrationFailed        = "failed"
 )
-
-// moveBucket holds the methods of moves that were accepted and have not ended, by instance UUID
-// and method.
-const moveBucket = "moves"
 
 // move is one method of a move, with its arguments.
 type move struct {
@@ -127,8 +121,7 @@ func (m *Manager) moveMethod(method string, step moveStep) rpc.Handler {
 		if err != nil {
 			return nil, err
 		}
-		entry := journalEntry{Args: args, Context: reqctx.From(ctx).Map(), Accepted: time.Now().UTC()}
-		done := m.startMove(ctx, mv, step, entry)
+		done := m.startMove(ctx, mv, step, newEntry(ctx, method, args))
 		if !step.answer {
 			return nil, nil
 		}
@@ -141,25 +134,18 @@ func (m *Manager) moveMethod(method string, step moveStep) rpc.Handler {
 	}
 }
 
-// startMove journals a step and runs it in the background; the channel gives its outcome.
+// startMove accepts a step; the channel gives its outcome. What cannot be journaled is not begun.
 func (m *Manager) startMove(ctx context.Context, mv *move, step moveStep, entry journalEntry) <-chan error {
-	ctx, forget := m.cancels.add(context.WithoutCancel(ctx), mv.inst.UUID, mv.method)
-	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", mv.inst.UUID), "method", mv.method)
-	key := mv.inst.UUID + "/" + mv.method
-	journaled := state.Put(m.DB, moveBucket, key, entry)
 	done := make(chan error, 1) // nobody may wait for it
-	m.running.run(func() {
-		defer forget()
-		err := journaled
+	op := &underway{uuid: mv.inst.UUID, method: mv.method}
+	m.accept(ctx, op, entry, func(ctx context.Context, err error) bool {
 		if err == nil {
 			err = m.runMove(ctx, mv, step)
 		} else {
-			err = m.settleMove(context.WithoutCancel(ctx), mv, step, err) // what cannot be journaled is not begun
-		}
-		if left := state.Delete(m.DB, moveBucket, key); left != nil {
-			reqctx.Log(ctx).WithError(left).Error("step of a move not removed from the journal")
+			err = m.settleMove(context.WithoutCancel(ctx), mv, step, err)
 		}
 		done <- err
+		return true
 	})
 	return done
 }

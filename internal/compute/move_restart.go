@@ -7,51 +7,20 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/state"
-	"github.com/compute-agent/compute-agent/rpc"
 )
 
-// resumeMoves takes up the steps that an earlier process accepted and did not end, and the root disks that
-// were on their way here. Call it once, before messages are consumed. It returns the instances of the steps.
-func (m *Manager) resumeMoves(ctx context.Context) (map[string]bool, error) {
-	entries, err := state.List[journalEntry](m.DB, moveBucket)
+// resumeMove takes up a step that an earlier process accepted and did not end.
+func (m *Manager) resumeMove(ctx context.Context, step moveStep, entry journalEntry) error {
+	mv, err := decodeMove(entry.Method, entry.Args)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	steps, resumed := m.moveSteps(), map[string]bool{}
-	for key, entry := range entries {
-		ctx := reqctx.With(ctx, reqctx.FromMap(entry.Context))
-		mv, err := m.journaledMove(key, entry.Args)
-		if err != nil {
-			reqctx.Log(ctx).WithField("entry", key).WithError(err).Error("step of a move in the journal is not readable; the instance is settled as any other")
-			if err := state.Delete(m.DB, moveBucket, key); err != nil {
-				reqctx.Log(ctx).WithError(err).Error("step of a move not removed from the journal")
-			}
-			continue
-		}
-		mv.resumed = true
-		resumed[mv.inst.UUID] = true
-		step := steps[mv.method]
-		if entry.Resumed++; entry.Resumed > maxResumes {
-			step.run = func(ctx context.Context, mv *move) error { return m.failMove(ctx, mv, errInterrupted) }
-		}
-		reqctx.Log(ctx).WithField("instance", mv.inst.UUID).WithField("method", mv.method).Warning("resuming a step of a move that the agent's last stop interrupted")
-		m.startMove(ctx, mv, step, entry)
+	mv.resumed = true
+	if entry.Resumed > maxResumes {
+		step.run = func(ctx context.Context, mv *move) error { return m.failMove(ctx, mv, errInterrupted) }
 	}
-	m.background(ctx, func(ctx context.Context) {
-		if err := m.settleArrivals(ctx); err != nil {
-			reqctx.Log(ctx).WithError(err).Warning("root disks on their way here not looked at; the next turn of cleanup_incomplete_migrations does it")
-		}
-	})
-	return resumed, nil
-}
-
-func (m *Manager) journaledMove(key string, args rpc.Args) (*move, error) {
-	method := key[min(len(key), len("00000000-0000-0000-0000-000000000000")+1):]
-	if _, ok := m.moveSteps()[method]; !ok {
-		return nil, errNoUUID
-	}
-	return decodeMove(method, args)
+	m.startMove(ctx, mv, step, entry)
+	return nil
 }
 
 // incompleteInterval is how often what failed moves left is looked for
@@ -65,7 +34,7 @@ func (m *Manager) settleArrivals(ctx context.Context) error {
 		return err
 	}
 	for uuid, rec := range records {
-		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.cancels.has(uuid) {
+		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.journal.has(uuid) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)

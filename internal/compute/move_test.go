@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/openstack/placement"
-	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/rpc"
 )
@@ -130,7 +128,7 @@ func (w *world) step(method string, args rpc.Args) {
 	w.t.Helper()
 	_, err := w.handler(method)(user(w.t), args)
 	require.NoError(w.t, err)
-	eventually(w.t, method+" to end", func() bool { return !w.cancels.has(uuid) })
+	eventually(w.t, method+" to end", func() bool { return !w.journal.has(uuid) })
 }
 
 func (w *world) status() string {
@@ -172,9 +170,7 @@ func TestMoveToAnotherHost(t *testing.T) {
 	local, err := source.localInstances(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, local)
-	entries, err := state.List[journalEntry](source.DB, moveBucket)
-	require.NoError(t, err)
-	require.Empty(t, entries)
+	require.Empty(t, source.entries())
 }
 
 func TestMoveIsReverted(t *testing.T) {
@@ -253,8 +249,7 @@ func TestSourceRestartsInTheMiddle(t *testing.T) {
 	source, destination := twoHosts(t)
 	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
 	cast := source.nova.Casts("resize_instance")[0]
-	entry := journalEntry{Args: cast.Args, Context: map[string]json.RawMessage{}, Accepted: time.Now()}
-	require.NoError(t, state.Put(source.DB, moveBucket, uuid+"/resize_instance", entry))
+	source.interrupted("resize_instance", cast.Args, nil)
 	source.nova.Update(uuid, map[string]any{"task_state": "resize_migrating"})
 	require.NoError(t, source.driver.Stop(t.Context(), uuid, 0, 0))
 	source.endOffer(uuid)
@@ -296,12 +291,11 @@ func TestFinishIsRepeated(t *testing.T) {
 	source.next("resize_instance")
 	eventually(t, "the root disk to be there", func() bool { return !destination.arrivals.waits(uuid) })
 	cast := source.nova.Casts("finish_resize")[0]
-	entry := journalEntry{Args: cast.Args, Context: map[string]json.RawMessage{}, Accepted: time.Now()}
-	require.NoError(t, state.Put(destination.DB, moveBucket, uuid+"/finish_resize", entry))
+	destination.interrupted("finish_resize", cast.Args, nil)
 	source.nova.Update(uuid, map[string]any{"task_state": "resize_finish"})
 	destination.restarted()
 	require.NoError(t, destination.InitHost(t.Context()))
-	eventually(t, "the step to end", func() bool { return !destination.cancels.has(uuid) })
+	eventually(t, "the step to end", func() bool { return !destination.journal.has(uuid) })
 	require.Equal(t, "resized/-/"+otherHost, source.nova.States(uuid))
 	got, _ := destination.driver.Instance(uuid)
 	require.Equal(t, driver.PowerStateRunning, got.State)

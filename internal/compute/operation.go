@@ -23,8 +23,6 @@ type operation struct {
 	fault  bool   // record an instance fault on failure
 	revert bool   // reset task_state on failure
 	lock   bool   // serialise with other operations on the instance
-	// cancelled: a delete of the instance cancels the operation, which then ends without a fault.
-	cancelled bool
 }
 
 // instanceFunc is the body of a method on one instance.
@@ -46,11 +44,6 @@ func (m *Manager) onInstance(op operation, body instanceFunc) rpc.Handler {
 func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
 	ctx, watch := stopwatch.With(ctx)
-	if op.cancelled {
-		var done func()
-		ctx, done = m.cancels.add(ctx, inst.UUID, op.method)
-		defer done()
-	}
 	if op.event != "" {
 		m.startEvent(ctx, inst.UUID, op.event)
 	}

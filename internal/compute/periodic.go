@@ -102,7 +102,7 @@ func (m *Manager) healInfoCache(ctx context.Context) error {
 	if inst.Host != m.opts.Host || inst.TaskState != object.TaskStateNone || inst.VMState == object.VMStateBuilding {
 		return nil
 	}
-	if m.inflight.has(uuid) {
+	if m.journal.building(uuid) {
 		return nil
 	}
 	_, err = m.refreshNetworkInfo(reqctx.WithField(ctx, "instance", uuid), inst)
@@ -149,7 +149,7 @@ func (m *Manager) stopLeftover(ctx context.Context, uuid string) error {
 		return err
 	}
 	defer unlock()
-	if m.inflight.has(uuid) {
+	if m.journal.building(uuid) {
 		return nil
 	}
 	return m.powerOff(ctx, uuid, 0)
@@ -207,7 +207,7 @@ func (m *Manager) failStuckBuilds(ctx context.Context) error {
 		return fmt.Errorf("list building instances: %w", err)
 	}
 	for _, inst := range building {
-		if time.Since(inst.CreatedAt.Time) < m.opts.InstanceBuildTimeout || m.inflight.has(inst.UUID) {
+		if time.Since(inst.CreatedAt.Time) < m.opts.InstanceBuildTimeout || m.journal.building(inst.UUID) {
 			continue
 		}
 		log := reqctx.Log(ctx).WithField("instance", inst.UUID)

@@ -12,7 +12,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
-	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -38,19 +37,11 @@ func captured(t testing.TB, operation string) []string {
 	return events
 }
 
-// operationsJournal is what the journal of operations holds.
-func (w *world) operationsJournal() map[string]operationEntry {
-	w.t.Helper()
-	entries, err := state.List[operationEntry](w.DB, operationBucket)
-	require.NoError(w.t, err)
-	return entries
-}
-
 // done requires that an operation left nothing of its own behind.
 func (w *world) done() {
 	w.t.Helper()
-	require.Empty(w.t, w.operationsJournal())
-	require.Empty(w.t, w.cancels.operations)
+	require.Empty(w.t, w.entries())
+	require.Empty(w.t, w.journal.ops)
 	roots, err := w.roots.List(w.t.Context())
 	require.NoError(w.t, err)
 	for _, id := range roots {

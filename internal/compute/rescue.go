@@ -392,9 +392,13 @@ func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, a
 	if err := m.Conductor.StartAction(ctx, inst.UUID, action); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("action not recorded")
 	}
-	j := m.journaled()[method]
-	j.op.lock, j.op.cancelled = false, true // the lock is held
-	_, err = m.perform(ctx, j.op, inst, rpc.Args{}, j.body)
+	d := m.detachedMethods()[method]
+	d.op.lock = false // the lock is held
+	// It need not be written: after a crash the task is reset, and the next turn begins again.
+	op := &underway{uuid: inst.UUID, method: method}
+	ctx = m.journal.add(ctx, op)
+	defer m.journal.forget(op)
+	_, err = m.perform(ctx, d.op, inst, rpc.Args{}, d.body)
 	return err
 }
 

@@ -12,40 +12,68 @@ import (
 	"github.com/compute-agent/compute-agent/internal/state"
 )
 
-// maxResumes bounds how often a build is taken up again: one that ends the agent each
+// maxResumes bounds how often an operation is taken up again: one that ends the agent each
 // time must not do so for ever.
 const maxResumes = 3
 
 // errInterrupted ends a build that was interrupted too often.
 var errInterrupted = errors.New("the agent was stopped again and again while it built this server")
 
-// resumeBuilds takes up the builds that an earlier process accepted and did not end.
-// Call it once, before messages are consumed. It returns their instances.
-func (m *Manager) resumeBuilds(ctx context.Context) (map[string]bool, error) {
+// errUnknownMethod: no resumer takes an entry of the journal up.
+var errUnknownMethod = errors.New("this agent keeps no such method in its journal")
+
+// resumeJournal takes up what an earlier process accepted and did not end. Builds and steps of
+// moves begin at once, and it returns their instances; it returns the other entries, too, which
+// their instances are settled with. Call it once, before messages are consumed.
+func (m *Manager) resumeJournal(ctx context.Context) (resumed map[string]bool, others map[string]journalEntry, err error) {
+	if err := m.journal.adopt(); err != nil {
+		return nil, nil, err
+	}
 	entries, err := state.List[journalEntry](m.DB, journalBucket)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	resumed := make(map[string]bool, len(entries))
+	resumed, others = map[string]bool{}, map[string]journalEntry{}
+	steps, detached := m.moveSteps(), m.detachedMethods()
 	for uuid, entry := range entries {
-		ctx := reqctx.WithField(reqctx.With(ctx, reqctx.FromMap(entry.Context)), "instance", uuid)
-		r, err := decodeBuildRequest(entry.Args)
+		if _, ok := detached[entry.Method]; ok {
+			others[uuid] = entry
+			continue
+		}
+		ctx := entry.in(ctx, uuid)
+		log := reqctx.Log(ctx).WithField("method", entry.Method).WithField("accepted", entry.Accepted)
+		entry.Resumed++
+		err := errUnknownMethod
+		if step, ok := steps[entry.Method]; ok {
+			err = m.resumeMove(ctx, step, entry)
+		} else if entry.Method == buildMethod {
+			err = m.resumeBuild(ctx, entry)
+		}
 		if err != nil {
-			reqctx.Log(ctx).WithError(err).Error("build in the journal is not readable; the instance is settled as any other")
-			if err := state.Delete(m.DB, journalBucket, uuid); err != nil {
-				reqctx.Log(ctx).WithError(err).Error("build not removed from the journal")
+			log.WithError(err).Error("operation in the journal is not readable; the instance is settled as any other")
+			if err := m.journal.drop(uuid); err != nil {
+				log.WithError(err).Error("operation not removed from the journal")
 			}
 			continue
 		}
+		log.Warning("resuming an operation that the agent's last stop interrupted")
 		resumed[uuid] = true
-		r.resumed, r.handedBack = true, entry.HandedBack
-		if entry.Resumed++; entry.Resumed > maxResumes {
-			r.refused = abortBecause(uuid, errInterrupted)
-		}
-		reqctx.Log(ctx).WithField("accepted", entry.Accepted).Warning("resuming a build that the agent's last stop interrupted")
-		m.startBuild(ctx, r, entry)
 	}
-	return resumed, nil
+	return resumed, others, nil
+}
+
+// resumeBuild takes up a build that an earlier process accepted and did not end.
+func (m *Manager) resumeBuild(ctx context.Context, entry journalEntry) error {
+	r, err := decodeBuildRequest(entry.Args)
+	if err != nil {
+		return err
+	}
+	r.resumed, r.handedBack = true, entry.HandedBack
+	if entry.Resumed > maxResumes {
+		r.refused = abortBecause(r.Instance.UUID, errInterrupted)
+	}
+	m.startBuild(ctx, r, entry)
+	return nil
 }
 
 // resumable finds out how far an earlier process came with a build, and whether it is to
@@ -118,7 +146,7 @@ func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) err
 	}
 	var lost []string
 	for uuid := range held {
-		if !known[uuid] && !m.inflight.has(uuid) {
+		if !known[uuid] && !m.journal.building(uuid) {
 			lost = append(lost, uuid)
 		}
 	}
@@ -130,7 +158,7 @@ func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) err
 		return err
 	}
 	for _, inst := range instances {
-		if inst.Host != "" || m.inflight.has(inst.UUID) {
+		if inst.Host != "" || m.journal.building(inst.UUID) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", inst.UUID)

@@ -9,20 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/driver"
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/rpc"
 )
-
-// journal writes the entry that a crash would have left of a build.
-func (w *world) journal(args rpc.Args, change func(*journalEntry)) {
-	w.t.Helper()
-	entry := journalEntry{Args: args, Context: reqctx.From(user(w.t)).Map(), Accepted: time.Now()}
-	if change != nil {
-		change(&entry)
-	}
-	require.NoError(w.t, state.Put(w.DB, journalBucket, uuid, entry))
-}
 
 // crashed is a world whose agent built the captured server, with the user's own port and
 // another, and ended before the journal was told.
@@ -36,7 +25,7 @@ func crashed(t testing.TB, states map[string]any, change func(*journalEntry)) *w
 	require.NoError(t, err)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	w.nova.Update(uuid, states)
-	w.journal(args, change)
+	w.interrupted(buildMethod, args, change)
 	w.restarted()
 	return w
 }
@@ -193,7 +182,7 @@ func TestDeleteOvertakesResume(t *testing.T) {
 		_, err := w.handler("terminate_instance")(user(t), rpc.Args{"instance": w.nova.Instance(uuid)})
 		done <- err
 	}()
-	eventually(t, "the build gives up", func() bool { return !w.inflight.has(uuid) })
+	eventually(t, "the build gives up", func() bool { return !w.journal.building(uuid) })
 	unlock()
 	require.NoError(t, <-done)
 	w.drain()
@@ -255,12 +244,12 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	args := w.buildArgs(nil)
-	w.inflight.db = closedDB(t)
+	w.journal.db = closedDB(t)
 	_, err := w.call(user(t), "build_and_run_instance", args)
 	require.NoError(t, err)
 	require.Equal(t, "error/-/-", w.nova.States(uuid), "not begun, and not handed back unnoticed")
 	require.NotEmpty(t, w.nova.Faults())
-	w.inflight.db = w.DB
+	w.journal.db = w.DB
 }
 
 func closedDB(t testing.TB) *state.DB {

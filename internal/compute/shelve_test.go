@@ -197,7 +197,7 @@ func TestInterruptedOperations(t *testing.T) {
 				for name, value := range c.args {
 					args[name] = novatest.Raw(value)
 				}
-				w.writeOperation(operationEntry{Method: c.method, Args: args, Resumed: resumed})
+				w.interrupted(c.method, args, func(e *journalEntry) { e.Resumed = resumed })
 				w.restarted()
 				require.NoError(t, w.InitHost(t.Context()))
 				w.drain()
@@ -207,7 +207,7 @@ func TestInterruptedOperations(t *testing.T) {
 					require.Len(t, w.nova.Faults(), 1)
 				}
 				require.Equal(t, want, w.nova.States(uuid))
-				require.Empty(t, w.operationsJournal())
+				require.Empty(t, w.entries())
 			})
 		}
 	}

@@ -19,8 +19,7 @@ func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, er
 	var ownPorts []string
 	var doomed object.Instance
 	if args.Decode("instance", &doomed) == nil {
-		ownPorts = m.inflight.cancel(doomed.UUID, errDeleted)
-		m.cancels.cancel(doomed.UUID, errDeleted)
+		ownPorts = m.journal.cancel(doomed.UUID, errDeleted)
 		m.endOffer(doomed.UUID)
 	}
 	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true}

@@ -1,0 +1,208 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/rpc"
+)
+
+// errInterruptedOperation ends an operation that was interrupted too often.
+var errInterruptedOperation = errors.New("the agent was stopped again and again while it worked on this server")
+
+// detachedMethod is a method that runs apart from its message: it waits for other services for long,
+// and would hold one of the server's workers. Its task state alone does not say how to finish it.
+type detachedMethod struct {
+	op   operation
+	body instanceFunc
+}
+
+// detachedMethods are these methods.
+func (m *Manager) detachedMethods() map[string]detachedMethod {
+	methods := map[string]detachedMethod{}
+	for method, body := range map[string]instanceFunc{
+		"rebuild_instance":        m.rebuildInstance,
+		"rescue_instance":         m.rescueInstance,
+		"unrescue_instance":       m.unrescueInstance,
+		"snapshot_instance":       m.snapshotInstance,
+		"backup_instance":         m.backupInstance,
+		"shelve_instance":         m.shelveInstance,
+		"shelve_offload_instance": m.shelveOffloadInstance,
+		"unshelve_instance":       m.unshelveInstance,
+	} {
+		methods[method] = detachedMethod{operation{method: method, event: method, fault: true, revert: true, lock: true}, body}
+	}
+	return methods
+}
+
+// detached makes a handler that returns at once. Until its end the operation is in the journal,
+// and a delete of the instance cancels it.
+func (m *Manager) detached(d detachedMethod) rpc.Handler {
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		inst := &object.Instance{}
+		if err := args.Decode("instance", inst); err != nil {
+			return nil, err
+		}
+		if inst.UUID == "" {
+			return nil, errNoUUID
+		}
+		op := &underway{uuid: inst.UUID, method: d.op.method}
+		m.accept(ctx, op, newEntry(ctx, d.op.method, args), func(ctx context.Context, unwritten error) bool {
+			if unwritten != nil { // it is done all the same: a crash of the agent puts the instance into ERROR then
+				reqctx.Log(ctx).WithError(unwritten).Error("operation not written to the journal")
+			}
+			m.runDetached(ctx, d, inst, args)
+			return true
+		})
+		return nil, nil
+	}
+}
+
+func (m *Manager) runDetached(ctx context.Context, d detachedMethod, inst *object.Instance, args rpc.Args) {
+	err := protect(func() error {
+		_, err := m.perform(ctx, d.op, inst, args, d.body)
+		return err
+	})
+	if err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("operation failed")
+	}
+}
+
+// endingSnapshots is a handler for a delete that can be taken back: it does not wait for an upload either,
+// but lets what changes the root disk come to its end.
+func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, args rpc.Args) (any, error) {
+		var inst object.Instance
+		if args.Decode("instance", &inst) == nil {
+			m.journal.cancel(inst.UUID, errDeleted, "snapshot_instance", "backup_instance")
+		}
+		return h(ctx, args)
+	}
+}
+
+// overtakenByDelete tells that an operation ended because its instance is being deleted.
+func overtakenByDelete(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errDeleted) }
+
+// resumption says how an interrupted operation begins anew.
+type resumption struct {
+	task string // the task state in which the API leaves the instance; "": any
+	// failed is the vm_state after an operation that cannot be finished; "": as it was.
+	failed string
+}
+
+// resumptions say it of the detached methods.
+var resumptions = map[string]resumption{
+	"rebuild_instance":        {task: object.TaskStateRebuilding, failed: object.VMStateError},
+	"rescue_instance":         {task: object.TaskStateRescuing, failed: object.VMStateError},
+	"unrescue_instance":       {task: object.TaskStateUnrescuing, failed: object.VMStateError},
+	"snapshot_instance":       {task: object.TaskStateImageSnapshotPending},
+	"backup_instance":         {task: object.TaskStateImageBackup},
+	"shelve_instance":         {task: object.TaskStateShelving},
+	"shelve_offload_instance": {task: object.TaskStateShelvingOffloading},
+	"unshelve_instance":       {task: object.TaskStateUnshelving},
+}
+
+// settleInterrupted settles an instance whose operation an earlier process accepted and did not end. The
+// caller holds its lock.
+func (m *Manager) settleInterrupted(ctx context.Context, inst *object.Instance, entry journalEntry) error {
+	if leavingNova(inst) {
+		return errors.Join(m.settleInstance(ctx, inst), m.journal.drop(inst.UUID))
+	}
+	return m.resumeOperation(ctx, inst, entry)
+}
+
+// resumeOperation takes up an operation that an earlier process accepted and did not end: it
+// comes again from its beginning. The caller holds the instance's lock.
+func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, entry journalEntry) error {
+	ctx = reqctx.WithField(entry.in(ctx, inst.UUID), "method", entry.Method)
+	how := resumptions[entry.Method]
+	if err := m.clearInterrupted(ctx, inst); err != nil {
+		return err
+	}
+	if inst.TaskState == object.TaskStateNone { // it had ended, but for its entry
+		return errors.Join(m.journal.drop(inst.UUID), m.settleInstance(ctx, inst))
+	}
+	if entry.Resumed++; entry.Resumed > maxResumes {
+		return m.giveUpOperation(ctx, inst, entry, how)
+	}
+	op := &underway{uuid: inst.UUID, method: entry.Method}
+	if err := m.journal.write(op, entry); err != nil {
+		return err
+	}
+	reqctx.Log(ctx).WithField("accepted", entry.Accepted).Warning("resuming an operation that the agent's last stop interrupted")
+	// A server that is shelved already is only to be offloaded.
+	offloading := inst.TaskState == object.TaskStateShelvingOffloading && inst.VMState == object.VMStateShelved
+	if how.task != inst.TaskState && !offloading {
+		if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": how.task}); err != nil {
+			return err
+		}
+	}
+	again := m.detachedMethods()[entry.Method]
+	again.op.lock = false // the lock is held
+	ctx = m.journal.add(ctx, op)
+	m.runDetached(ctx, again, inst, entry.Args)
+	m.end(ctx, op, true)
+	return nil
+}
+
+// resumeElsewhere takes up operations on instances that Nova does not have on this host yet, or any more:
+// an unshelve before its claim, a delete that nobody needs to finish.
+func (m *Manager) resumeElsewhere(ctx context.Context, entries map[string]journalEntry, known map[string]bool) error {
+	for uuid, entry := range entries {
+		if known[uuid] {
+			continue
+		}
+		unlock, err := m.locks.Lock(ctx, uuid)
+		if err != nil {
+			return err
+		}
+		m.background(reqctx.WithField(ctx, "instance", uuid), func(ctx context.Context) {
+			defer unlock()
+			if err := protect(func() error { return m.resumeUnplaced(ctx, uuid, entry) }); err != nil {
+				reqctx.Log(ctx).WithError(err).Error("interrupted operation not settled after the start")
+			}
+		})
+	}
+	return nil
+}
+
+func (m *Manager) resumeUnplaced(ctx context.Context, uuid string, entry journalEntry) error {
+	inst, err := m.Conductor.InstanceByUUID(ctx, uuid, "info_cache", "metadata", "system_metadata", "flavor")
+	switch {
+	case exception.Is(err, "InstanceNotFound"):
+		return m.journal.drop(uuid)
+	case err != nil:
+		return err
+	case inst.Host == "" && inst.VMState == object.VMStateShelvedOffloaded && entry.Method == "unshelve_instance" &&
+		(inst.TaskState == object.TaskStateUnshelving || inst.TaskState == object.TaskStateSpawning):
+		return m.resumeOperation(ctx, inst, entry)
+	case entry.Method == "rebuild_instance" && slices.Contains(rebuildTasks, inst.TaskState) && isEvacuation(entry.Args):
+		return m.resumeOperation(ctx, inst, entry)
+	}
+	reqctx.Log(ctx).WithField("method", entry.Method).Info("the instance of an interrupted operation is not here any more")
+	return m.journal.drop(uuid)
+}
+
+// isEvacuation tells that a rebuild is of an instance of another host.
+func isEvacuation(args rpc.Args) bool {
+	var recreate bool
+	return args.Decode("recreate", &recreate) == nil && recreate
+}
+
+// giveUpOperation ends an operation that could not be finished in several starts of the agent.
+func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journalEntry, how resumption) error {
+	m.recordFault(ctx, inst, exception.WithCause("InstanceInvalidState", errInterruptedOperation.Error(), nil, errInterruptedOperation))
+	changes := map[string]any{"task_state": nil}
+	if how.failed != "" {
+		changes["vm_state"] = how.failed
+	}
+	reqctx.Log(ctx).WithField("method", entry.Method).Error("operation given up after several interruptions")
+	if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil {
+		return err
+	}
+	return m.journal.drop(inst.UUID)
+}
