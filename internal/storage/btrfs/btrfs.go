@@ -32,28 +32,28 @@ const (
 	imagesDir = ".images"
 	hiddenDir = ".hidden"
 	diskDir   = "disk"
-	rootfsDir = "rootfs"
 	// pruneInterval is how often images are looked for that the store has no more.
 	pruneInterval = time.Hour
 )
 
-// Backend implements storage.Backend and storage.Runner.
+// Backend implements storage.Backend.
 type Backend struct {
-	pool   *pool.Pool[storage.Root]
+	*pool.Roots
 	images string
 	making keylock.Locks // by image key
 }
 
 var (
-	_ storage.Backend = (*Backend)(nil)
-	_ storage.Runner  = (*Backend)(nil)
-	_ storage.Devicer = (*Backend)(nil)
+	_ storage.Backend  = (*Backend)(nil)
+	_ storage.Runner   = (*Backend)(nil)
+	_ storage.Devicer  = (*Backend)(nil)
+	_ storage.Shrinker = (*Backend)(nil)
 )
 
 // New opens the root disks in dir, making it if needed, which must be on btrfs, and switches its quotas on:
 // storage.ErrUnsupported says what is missing.
 func New(dir string) (*Backend, error) {
-	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Remove: remove})
+	roots, err := pool.OpenRoots(dir, pool.Options{Remove: remove})
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func New(dir string) (*Backend, error) {
 	if kind != "btrfs" {
 		return nil, fmt.Errorf("%w: %s is not on a btrfs file system; put [lxc] instances_dir on one, or choose another storage_backend", storage.ErrUnsupported, dir)
 	}
-	b := &Backend{pool: p, images: filepath.Join(dir, imagesDir)}
+	b := &Backend{Roots: roots, images: filepath.Join(dir, imagesDir)}
 	if err := os.MkdirAll(b.images, 0o700); err != nil {
 		return nil, fmt.Errorf("open root disks: %w", err)
 	}
@@ -90,14 +90,7 @@ func (b *Backend) Name() string { return "btrfs" }
 
 // Create implements storage.Backend.
 func (b *Backend) Create(ctx context.Context, r storage.Root) error {
-	err := r.Check()
-	if err == nil {
-		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return b.fill(ctx, dir, r) })
-	}
-	if err != nil {
-		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
-	}
-	return nil
+	return b.CreateBy(r, func(dir string) error { return b.fill(ctx, dir, r) })
 }
 
 func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
@@ -166,49 +159,27 @@ func (b *Backend) wipe() error {
 }
 
 // Mount implements storage.Backend.
-func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
-	have, err := b.pool.Get(r.InstanceID)
-	if err != nil {
-		return "", fmt.Errorf("mount root disk: %w", err)
-	}
-	path := b.pool.Path(r.InstanceID, rootfsDir)
-	mounted, err := mount.Is(path)
-	if err == nil && !mounted {
-		err = b.mount(ctx, have, path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("mount root disk of %s: %w", r.InstanceID, err)
-	}
-	return path, nil
-}
-
-func (b *Backend) mount(_ context.Context, r storage.Root, path string) error {
-	disk := b.disk(r.InstanceID)
-	// A Grow that was cut off is completed.
-	if err := limit(disk, uint64(r.SizeGB)<<30); err != nil { //nolint:gosec // positive
-		return err
-	}
-	if err := mount.Point(path); err != nil {
-		return err
-	}
-	return mount.CloneIDMapped(disk, path, r.IDs, true)
+func (b *Backend) Mount(_ context.Context, r storage.Root) (string, error) {
+	return b.MountBy(r, func(have storage.Root, dir string) error {
+		disk, path := b.disk(have.InstanceID), filepath.Join(dir, pool.RootfsDir)
+		// A Grow that was cut off is completed.
+		if err := limit(disk, uint64(have.SizeGB)<<30); err != nil { //nolint:gosec // positive
+			return err
+		}
+		if err := mount.Point(path); err != nil {
+			return err
+		}
+		return mount.CloneIDMapped(disk, path, have.IDs, true)
+	})
 }
 
 func (b *Backend) disk(instanceID string) string {
-	return b.pool.Path(instanceID, hiddenDir, diskDir)
-}
-
-// Unmount implements storage.Backend.
-func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
-	if err := b.pool.Unmount(ctx, instanceID); err != nil {
-		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
-	}
-	return nil
+	return b.Pool.Path(instanceID, hiddenDir, diskDir)
 }
 
 // Grow implements storage.Backend.
 func (b *Backend) Grow(_ context.Context, instanceID string, sizeGB int) error {
-	return pool.GrowRoot(b.pool, instanceID, sizeGB, func() error {
+	return b.GrowBy(instanceID, sizeGB, func() error {
 		return limit(b.disk(instanceID), uint64(sizeGB)<<30) //nolint:gosec // positive
 	})
 }
@@ -216,38 +187,24 @@ func (b *Backend) Grow(_ context.Context, instanceID string, sizeGB int) error {
 // Shrink implements storage.Shrinker: a quota can always be lowered. Who lowers it below what is used keeps the
 // guest from writing, no more.
 func (b *Backend) Shrink(_ context.Context, instanceID string, sizeGB int) error {
-	return pool.ShrinkRoot(b.pool, instanceID, sizeGB, func() error {
+	return b.ShrinkBy(instanceID, sizeGB, func() error {
 		return limit(b.disk(instanceID), uint64(sizeGB)<<30) //nolint:gosec // positive
 	})
 }
 
-// Delete implements storage.Backend.
-func (b *Backend) Delete(ctx context.Context, instanceID string) error {
-	if err := b.pool.Delete(ctx, instanceID); err != nil {
-		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
-	}
-	return nil
-}
-
 // Devices implements storage.Devicer: the pool's, which all instances share.
 func (b *Backend) Devices(_ context.Context, instanceID string) ([]storage.Device, error) {
-	if _, err := b.pool.Get(instanceID); err != nil {
+	if _, err := b.Pool.Get(instanceID); err != nil {
 		return nil, err
 	}
-	return mount.Devices(b.pool.Path(instanceID))
+	return mount.Devices(b.Pool.Path(instanceID))
 }
-
-// List implements storage.Backend.
-func (b *Backend) List(context.Context) ([]string, error) { return b.pool.List() }
-
-// Usage implements storage.Backend.
-func (b *Backend) Usage(context.Context) (storage.Usage, error) { return b.pool.Usage() }
 
 // Run implements storage.Runner: it removes the data of deleted root disks, and the subvolumes of images
 // that the store has no more. The root disks made from them stay as they are.
 func (b *Backend) Run(ctx context.Context) error {
 	done := make(chan error, 1) // the pool's work ends with ctx
-	go func() { done <- b.pool.Run(ctx) }()
+	go func() { done <- b.Roots.Run(ctx) }()
 	tick := time.NewTicker(pruneInterval)
 	defer tick.Stop()
 	for {

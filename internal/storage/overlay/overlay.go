@@ -28,33 +28,34 @@ import (
 )
 
 const (
-	diskFile  = "disk.img"
-	diskDir   = "disk"
-	lowerDir  = "lower"
-	rootfsDir = "rootfs"
+	diskDir  = "disk"
+	lowerDir = "lower"
 )
 
-// Backend implements storage.Backend and storage.Runner.
+// Backend implements storage.Backend. A copy of a root disk shares the image with it: what is copied
+// is the file with the instance's changes.
 type Backend struct {
-	pool        *pool.Pool[storage.Root]
-	inodesPerGB int
+	*pool.FileRoots
 }
 
 var (
-	_ storage.Backend = (*Backend)(nil)
-	_ storage.Runner  = (*Backend)(nil)
-	_ storage.Devicer = (*Backend)(nil)
+	_ storage.Backend  = (*Backend)(nil)
+	_ storage.Runner   = (*Backend)(nil)
+	_ storage.Devicer  = (*Backend)(nil)
+	_ storage.Copier   = (*Backend)(nil)
+	_ storage.Shrinker = (*Backend)(nil)
+	_ storage.Layered  = (*Backend)(nil)
 )
 
 // New opens the root disks in dir, making it if needed, and tries out on a scratch
 // directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
 // inodesPerGB bounds the files that an instance adds; 0: what mkfs gives.
 func New(ctx context.Context, dir string, inodesPerGB int) (*Backend, error) {
-	p, err := pool.Open[storage.Root](dir, pool.Options{Record: "root.json", Drop: drop})
+	roots, err := pool.OpenFileRoots(dir, inodesPerGB)
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{pool: p, inodesPerGB: inodesPerGB}
+	b := &Backend{roots}
 	if err := b.probe(ctx); err != nil {
 		return nil, fmt.Errorf("try overlay in %s: %w", dir, err)
 	}
@@ -63,28 +64,22 @@ func New(ctx context.Context, dir string, inodesPerGB int) (*Backend, error) {
 
 // probe mounts an overlay with an id-mapped lower directory, as instances get it.
 func (b *Backend) probe(ctx context.Context) (err error) {
-	if _, err := os.Stat(ext4.Program); err != nil {
-		return fmt.Errorf("%w: %s is missing (package e2fsprogs)", storage.ErrUnsupported, ext4.Program)
-	}
-	scratch, err := b.pool.Scratch()
+	scratch, err := b.Pool.Scratch()
 	if err != nil {
 		return err
 	}
 	image := filepath.Join(scratch, "image")
-	defer func() { err = errors.Join(err, mount.Detach(filepath.Join(scratch, rootfsDir)), os.RemoveAll(scratch)) }()
+	defer func() {
+		err = errors.Join(err, mount.Detach(filepath.Join(scratch, pool.RootfsDir)), os.RemoveAll(scratch))
+	}()
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return err
 	}
 	return assemble(ctx, scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 }
 
-func drop(dir string) error { return ext4.Shutdown(filepath.Join(dir, diskFile)) }
-
 // Name implements storage.Backend.
 func (b *Backend) Name() string { return "overlay" }
-
-// Run implements storage.Runner: it removes the data of deleted root disks.
-func (b *Backend) Run(ctx context.Context) error { return b.pool.Run(ctx) }
 
 // Create implements storage.Backend. It only makes the file system; nothing is mounted.
 func (b *Backend) Create(ctx context.Context, r storage.Root) error {
@@ -94,55 +89,36 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 	if info, err := os.Stat(r.ImagePath); err != nil || !info.IsDir() {
 		return fmt.Errorf("create root disk of %s: image %s is not there", r.InstanceID, r.ImagePath)
 	}
-	err := r.Check()
-	if err == nil {
-		err = b.pool.Add(r.InstanceID, r, func(dir string) error { return b.fill(ctx, dir, r) })
-	}
-	if err != nil {
-		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
-	}
-	return nil
-}
-
-func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
-	if r.SizeGB == 0 {
-		return nil
-	}
-	return ext4.Create(ctx, filepath.Join(dir, diskFile), ext4.Format{SizeGB: r.SizeGB, InodesPerGB: b.inodesPerGB})
+	return b.CreateBy(r, func(dir string) error {
+		if r.SizeGB == 0 {
+			return nil
+		}
+		return b.MakeFile(ctx, dir, r.SizeGB)
+	})
 }
 
 // Mount implements storage.Backend.
 func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
-	have, err := b.pool.Get(r.InstanceID)
-	if err != nil {
-		return "", fmt.Errorf("mount root disk: %w", err)
-	}
-	dir := b.pool.Path(r.InstanceID)
-	path := filepath.Join(dir, rootfsDir)
-	mounted, err := mount.Is(path)
-	if err == nil && !mounted {
+	return b.MountBy(r, func(have storage.Root, dir string) error {
 		// What a crash in the middle left is no part of what is made now.
-		err = errors.Join(mount.Unmount(ctx, filepath.Join(dir, lowerDir)), mount.Unmount(ctx, filepath.Join(dir, diskDir)))
-		if err == nil {
-			err = assemble(ctx, dir, have)
+		err := errors.Join(mount.Unmount(ctx, filepath.Join(dir, lowerDir)), mount.Unmount(ctx, filepath.Join(dir, diskDir)))
+		if err != nil {
+			return err
 		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("mount root disk of %s: %w", r.InstanceID, err)
-	}
-	return path, nil
+		return assemble(ctx, dir, have)
+	})
 }
 
 // assemble makes the overlay at dir/rootfs.
 func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
-	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
+	for _, name := range []string{pool.RootfsDir, lowerDir, diskDir} {
 		if err := mount.Point(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
 	disk, lower := filepath.Join(dir, diskDir), filepath.Join(dir, lowerDir)
 	if r.SizeGB > 0 {
-		if err := ext4.Mount(ctx, filepath.Join(dir, diskFile), disk, r.SizeGB); err != nil {
+		if err := ext4.Mount(ctx, filepath.Join(dir, pool.DiskFile), disk, r.SizeGB); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, mount.Detach(disk)) }()
@@ -154,7 +130,7 @@ func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.Detach(lower)) }()
-	return mount.New("overlay", filepath.Join(dir, rootfsDir),
+	return mount.New("overlay", filepath.Join(dir, pool.RootfsDir),
 		mount.Option{Key: "source", Value: "compute-agent"},
 		mount.Option{Key: "lowerdir", Value: lower},
 		mount.Option{Key: "upperdir", Value: filepath.Join(disk, "upper")},
@@ -204,38 +180,3 @@ func makeUpper(disk string, r storage.Root) error {
 	}
 	return nil
 }
-
-// Unmount implements storage.Backend.
-func (b *Backend) Unmount(ctx context.Context, instanceID string) error {
-	if err := b.pool.Unmount(ctx, instanceID); err != nil {
-		return fmt.Errorf("unmount root disk of %s: %w", instanceID, err)
-	}
-	return nil
-}
-
-// Grow implements storage.Backend.
-func (b *Backend) Grow(ctx context.Context, instanceID string, sizeGB int) error {
-	return pool.GrowRoot(b.pool, instanceID, sizeGB, func() error {
-		return ext4.Grow(ctx, b.pool.Path(instanceID, diskFile), sizeGB)
-	})
-}
-
-// Delete implements storage.Backend. What the guest wrote last is dropped rather
-// than written, and the blocks are freed by Run.
-func (b *Backend) Delete(ctx context.Context, instanceID string) error {
-	if err := b.pool.Delete(ctx, instanceID); err != nil {
-		return fmt.Errorf("delete root disk of %s: %w", instanceID, err)
-	}
-	return nil
-}
-
-// Devices implements storage.Devicer.
-func (b *Backend) Devices(_ context.Context, instanceID string) ([]storage.Device, error) {
-	return pool.RootDevices(b.pool, instanceID, diskFile)
-}
-
-// List implements storage.Backend.
-func (b *Backend) List(context.Context) ([]string, error) { return b.pool.List() }
-
-// Usage implements storage.Backend.
-func (b *Backend) Usage(context.Context) (storage.Usage, error) { return b.pool.Usage() }

@@ -14,6 +14,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
 	"github.com/compute-agent/compute-agent/internal/storage/storagetest"
 )
 
@@ -37,11 +38,11 @@ func TestCrashWhileMounting(t *testing.T) {
 	require.NoError(t, err)
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	require.NoError(t, b.Create(t.Context(), r))
-	dir := b.pool.Path("a")
-	for _, name := range []string{rootfsDir, lowerDir, diskDir} {
+	dir := b.Pool.Path("a")
+	for _, name := range []string{pool.RootfsDir, lowerDir, diskDir} {
 		require.NoError(t, mount.Point(filepath.Join(dir, name)))
 	}
-	require.NoError(t, ext4.Mount(t.Context(), filepath.Join(dir, diskFile), filepath.Join(dir, diskDir), 1))
+	require.NoError(t, ext4.Mount(t.Context(), filepath.Join(dir, pool.DiskFile), filepath.Join(dir, diskDir), 1))
 	require.NoError(t, os.Mkdir(filepath.Join(dir, diskDir, "upper"), 0o700)) // without its owner yet
 	require.NoError(t, mount.CloneIDMapped(e.Image, filepath.Join(dir, lowerDir), r.IDs, false))
 	path, err := b.Mount(t.Context(), r)
@@ -61,12 +62,12 @@ func TestCrashWhileGrowing(t *testing.T) {
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	for name, cut := range map[string]func(){
 		"after the record": func() {},
-		"after the file":   func() { require.NoError(t, os.Truncate(b.pool.Path("a", diskFile), 2<<30)) },
+		"after the file":   func() { require.NoError(t, os.Truncate(b.File("a"), 2<<30)) },
 	} {
 		require.NoError(t, b.Create(t.Context(), r), name)
 		larger := r
 		larger.SizeGB = 2
-		require.NoError(t, b.pool.Set("a", larger), name)
+		require.NoError(t, b.Pool.Set("a", larger), name)
 		cut()
 		path, err := b.Mount(t.Context(), r)
 		require.NoError(t, err, name)
