@@ -22,8 +22,8 @@ const (
 
 	checker = "/sbin/e2fsck"
 	resizer = "/sbin/resize2fs"
-	// growTimeout: the check before an offline resize reads every table of the file system.
-	growTimeout = 10 * time.Minute
+	// resizeTimeout: the check before an offline resize reads every table of the file system.
+	resizeTimeout = 10 * time.Minute
 	// checkFixed is e2fsck's exit status for errors that it corrected, such as a journal to replay.
 	checkFixed = 1
 )
@@ -68,19 +68,27 @@ func growOnline(dir int, path string, sizeGB int) error {
 	return nil
 }
 
-// growOffline fits the file system to its file. resize2fs wants it checked.
+// growOffline fits the file system to its file.
 func growOffline(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, growTimeout)
+	ctx, cancel := context.WithTimeout(ctx, resizeTimeout)
 	defer cancel()
-	err := loop.Run(ctx, tools, checker, "-f", "-p", "--", path)
-	if status, ok := errors.AsType[*exec.ExitError](err); ok && status.ExitCode() == checkFixed {
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("check file system: %w", err)
+	if err := check(ctx, path); err != nil {
+		return err
 	}
 	if err := loop.Run(ctx, tools, resizer, path); err != nil {
 		return fmt.Errorf("grow file system: %w", loop.Full(path, err))
+	}
+	return nil
+}
+
+// check makes a file system that is not mounted consistent; resize2fs wants it so.
+func check(ctx context.Context, path string) error {
+	err := loop.Run(ctx, tools, checker, "-f", "-p", "--", path)
+	if status, ok := errors.AsType[*exec.ExitError](err); ok && status.ExitCode() == checkFixed {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("check file system: %w", err)
 	}
 	return nil
 }

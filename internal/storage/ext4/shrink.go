@@ -2,10 +2,8 @@ package ext4
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
@@ -40,16 +38,12 @@ func Shrink(ctx context.Context, path string, sizeGB int) error {
 
 // shrinkOffline moves what lies beyond the new end. resize2fs looks whether it fits before it begins.
 func shrinkOffline(ctx context.Context, path string, sizeGB int) error {
-	ctx, cancel := context.WithTimeout(ctx, growTimeout)
+	ctx, cancel := context.WithTimeout(ctx, resizeTimeout)
 	defer cancel()
-	err := loop.Run(ctx, tools, checker, "-f", "-p", "--", path)
-	if status, ok := errors.AsType[*exec.ExitError](err); ok && status.ExitCode() == checkFixed {
-		err = nil
+	if err := check(ctx, path); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("check file system: %w", err)
-	}
-	err = loop.Run(ctx, tools, resizer, path, strconv.Itoa(sizeGB)+"G")
+	err := loop.Run(ctx, tools, resizer, path, strconv.Itoa(sizeGB)+"G")
 	if now, sizeErr := sizeOf(path); err != nil && sizeErr == nil && now > int64(sizeGB)<<30 && ctx.Err() == nil {
 		return fmt.Errorf("%w: %w", storage.ErrTooSmall, err)
 	}
