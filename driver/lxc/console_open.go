@@ -31,18 +31,11 @@ var _ driver.ConsoleOpener = (*Driver)(nil)
 // and a guest that reboots itself is stopped instead, because lxc_terminal_mainloop_add_peer fails on the
 // state that the earlier console left (seen with liblxc 5.0.2).
 func (d *Driver) OpenConsole(ctx context.Context, uuid string) (io.ReadWriteCloser, error) {
-	rec, err := d.load(uuid)
+	rec, g, err := d.runs(ctx, uuid, "open console of")
 	if err != nil {
 		return nil, err
 	}
 	name := rec.Spec.Name
-	g, err := d.settled(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if g.init == 0 {
-		return nil, fmt.Errorf("open console of instance %s: %w", uuid, driver.ErrNotRunning)
-	}
 	monitor, err := openProcess(g.monitor, func() bool { return inGroup(g.monitor, monitor(name)) })
 	if errors.Is(err, unix.ESRCH) {
 		return nil, fmt.Errorf("open console of instance %s: %w", uuid, driver.ErrNotRunning)

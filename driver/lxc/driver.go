@@ -269,6 +269,22 @@ func (d *Driver) settled(ctx context.Context, name string) (guest, error) {
 	}
 }
 
+// runs gives an instance whose guest runs; doing says what for.
+func (d *Driver) runs(ctx context.Context, uuid, doing string) (record, guest, error) {
+	rec, err := d.load(uuid)
+	if err != nil {
+		return record{}, guest{}, err
+	}
+	g, err := d.settled(ctx, rec.Spec.Name)
+	if err != nil {
+		return record{}, guest{}, err
+	}
+	if !g.running() || g.init == 0 {
+		return record{}, guest{}, fmt.Errorf("%s instance %s: %w", doing, uuid, driver.ErrNotRunning)
+	}
+	return rec, g, nil
+}
+
 // List implements driver.Driver.
 func (d *Driver) List(ctx context.Context) ([]driver.Spec, error) {
 	records, err := d.records(ctx)

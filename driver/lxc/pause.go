@@ -23,16 +23,9 @@ func (d *Driver) Unpause(ctx context.Context, uuid string) error {
 }
 
 func (d *Driver) freeze(ctx context.Context, uuid string, on bool, state driver.PowerState) error {
-	rec, err := d.load(uuid)
+	rec, _, err := d.runs(ctx, uuid, verb(on))
 	if err != nil {
 		return err
-	}
-	g, err := d.settled(ctx, rec.Spec.Name)
-	if err != nil {
-		return err
-	}
-	if !g.running() || g.init == 0 {
-		return fmt.Errorf("%s instance %s: %w", verb(on), uuid, driver.ErrNotRunning)
 	}
 	was := d.cgroups.frozen(payload(rec.Spec.Name))
 	err = d.freezeGroup(ctx, rec.Spec.Name, on)

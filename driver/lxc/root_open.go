@@ -16,16 +16,9 @@ var _ driver.RootOpener = (*Driver)(nil)
 
 // OpenRoot implements driver.RootOpener.
 func (d *Driver) OpenRoot(ctx context.Context, uuid string) (*os.File, error) {
-	rec, err := d.load(uuid)
+	rec, g, err := d.runs(ctx, uuid, "open root of")
 	if err != nil {
 		return nil, err
-	}
-	g, err := d.settled(ctx, rec.Spec.Name)
-	if err != nil {
-		return nil, err
-	}
-	if g.init == 0 {
-		return nil, fmt.Errorf("open root of instance %s: %w", uuid, driver.ErrNotRunning)
 	}
 	fd, err := unix.Open(procFile(g.init, "root"), unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -30,16 +30,9 @@ var _ driver.Suspender = (*Driver)(nil)
 // Suspend implements driver.Suspender. The mark is written before the guest is frozen: a crash in
 // between leaves a guest that runs, and one that runs is not suspended whatever the mark says.
 func (d *Driver) Suspend(ctx context.Context, uuid string) error {
-	rec, err := d.load(uuid)
+	rec, g, err := d.runs(ctx, uuid, "suspend")
 	if err != nil {
 		return err
-	}
-	g, err := d.settled(ctx, rec.Spec.Name)
-	if err != nil {
-		return err
-	}
-	if !g.running() || g.init == 0 {
-		return fmt.Errorf("suspend instance %s: %w", uuid, driver.ErrNotRunning)
 	}
 	run, err := runOf(g.init)
 	if err != nil {
