@@ -272,7 +272,7 @@ func (m *Manager) removeLeftovers(ctx context.Context, known map[string]bool) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)
-		if err := m.removeLeftover(ctx, uuid); err != nil {
+		if err := m.ifNotBuilding(ctx, uuid, m.removeLeftover); err != nil {
 			reqctx.Log(ctx).WithError(err).Error("leftover not removed")
 		}
 	}
@@ -307,7 +307,8 @@ func (m *Manager) localInstances(ctx context.Context) (map[string]bool, error) {
 	return local, nil
 }
 
-func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
+// ifNotBuilding does something about an instance under its lock, unless it is being built.
+func (m *Manager) ifNotBuilding(ctx context.Context, uuid string, do func(ctx context.Context, uuid string) error) error {
 	unlock, err := m.locks.Lock(ctx, uuid)
 	if err != nil {
 		return err
@@ -316,6 +317,10 @@ func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
 	if m.journal.building(uuid) {
 		return nil
 	}
+	return do(ctx, uuid)
+}
+
+func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
 	gone, err := m.isDeletedInNova(ctx, uuid)
 	if err != nil || !gone {
 		return err

@@ -132,27 +132,15 @@ func (m *Manager) reapDeleted(ctx context.Context) error {
 		reqctx.Log(ctx).WithField("action", m.opts.RunningDeletedAction).Warning("found a deleted instance on this host")
 		switch m.opts.RunningDeletedAction {
 		case "reap":
-			err = m.removeLeftover(ctx, uuid)
+			err = m.ifNotBuilding(ctx, uuid, m.removeLeftover)
 		case "shutdown":
-			err = m.stopLeftover(ctx, uuid)
+			err = m.ifNotBuilding(ctx, uuid, func(ctx context.Context, uuid string) error { return m.powerOff(ctx, uuid, 0) })
 		}
 		if err != nil {
 			reqctx.Log(ctx).WithError(err).Error("deleted instance not dealt with")
 		}
 	}
 	return nil
-}
-
-func (m *Manager) stopLeftover(ctx context.Context, uuid string) error {
-	unlock, err := m.locks.Lock(ctx, uuid)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if m.journal.building(uuid) {
-		return nil
-	}
-	return m.powerOff(ctx, uuid, 0)
 }
 
 // reclaimDeleted deletes soft-deleted servers whose time is over
