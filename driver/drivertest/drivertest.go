@@ -274,6 +274,18 @@ func testEventsEnd(t *testing.T, h Harness) {
 	}
 }
 
+// reboot has a guest reboot itself and waits until its next run has begun.
+func (h Harness) reboot(t *testing.T, d driver.Driver, uuid string) {
+	t.Helper()
+	before := h.state(t, d, uuid, driver.PowerStateRunning).InitPID
+	h.Reboot(t, d, uuid)
+	require.Eventually(t, func() bool {
+		info, err := d.Info(t.Context(), uuid)
+		return err == nil && info.PowerState == driver.PowerStateRunning && info.InitPID != before
+	}, bootWithin, 20*time.Millisecond)
+	h.state(t, d, uuid, driver.PowerStateRunning)
+}
+
 func testReboot(t *testing.T, h Harness) {
 	if h.Reboot == nil {
 		t.Skip("the implementation has no guests that reboot")
@@ -281,15 +293,9 @@ func testReboot(t *testing.T, h Harness) {
 	d, ctx := h.New(t), t.Context()
 	uuid := h.create(t, d, 1)
 	h.start(t, d, uuid)
-	before := h.state(t, d, uuid, driver.PowerStateRunning).InitPID
 	events := d.Events(ctx)
 	for range 2 {
-		h.Reboot(t, d, uuid)
-		require.Eventually(t, func() bool {
-			info, err := d.Info(ctx, uuid)
-			return err == nil && info.PowerState == driver.PowerStateRunning && info.InitPID != before
-		}, bootWithin, 20*time.Millisecond)
-		before = h.state(t, d, uuid, driver.PowerStateRunning).InitPID
+		h.reboot(t, d, uuid)
 		quiet(t, events)
 	}
 	h.PowerOff(t, d, uuid)

@@ -2,6 +2,7 @@ package drivertest
 
 import (
 	"io"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -14,16 +15,32 @@ import (
 
 // The suites of the optional interfaces: a driver that has one meets it.
 
-func testSuspend(t *testing.T, h Harness) {
-	d, ctx := h.New(t), t.Context()
-	s, ok := d.(driver.Suspender)
+// optional gives a driver that has an optional interface, or skips the test.
+func optional[T any](t *testing.T, h Harness) (driver.Driver, T) {
+	t.Helper()
+	d := h.New(t)
+	o, ok := d.(T)
 	if !ok {
-		t.Skip("the implementation does not suspend")
+		t.Skipf("the implementation is no %s", reflect.TypeFor[T]())
 	}
-	require.ErrorIs(t, s.Suspend(ctx, "nobody"), driver.ErrNotFound)
-	require.ErrorIs(t, s.Resume(ctx, "nobody"), driver.ErrNotFound)
+	return d, o
+}
+
+// needsGuest requires that a method refuses an instance that does not exist, and one that does not run. It returns the
+// latter.
+func (h Harness) needsGuest(t *testing.T, d driver.Driver, method func(uuid string) error) string {
+	t.Helper()
+	require.ErrorIs(t, method("nobody"), driver.ErrNotFound)
 	uuid := h.create(t, d, 1)
-	require.ErrorIs(t, s.Suspend(ctx, uuid), driver.ErrNotRunning)
+	require.ErrorIs(t, method(uuid), driver.ErrNotRunning)
+	return uuid
+}
+
+func testSuspend(t *testing.T, h Harness) {
+	ctx := t.Context()
+	d, s := optional[driver.Suspender](t, h)
+	require.ErrorIs(t, s.Resume(ctx, "nobody"), driver.ErrNotFound)
+	uuid := h.needsGuest(t, d, func(uuid string) error { return s.Suspend(ctx, uuid) })
 	require.ErrorIs(t, s.Resume(ctx, uuid), driver.ErrNotRunning)
 	h.start(t, d, uuid)
 	require.NoError(t, s.Resume(ctx, uuid), "resume a guest that runs")
@@ -56,16 +73,12 @@ func testSuspend(t *testing.T, h Harness) {
 }
 
 func testUsage(t *testing.T, h Harness) {
-	d, ctx := h.New(t), t.Context()
-	i, ok := d.(driver.Inspector)
-	if !ok {
-		t.Skip("the implementation does not count")
-	}
-	_, err := i.Usage(ctx, "nobody")
-	require.ErrorIs(t, err, driver.ErrNotFound)
-	uuid := h.create(t, d, 1)
-	_, err = i.Usage(ctx, uuid)
-	require.ErrorIs(t, err, driver.ErrNotRunning)
+	ctx := t.Context()
+	d, i := optional[driver.Inspector](t, h)
+	uuid := h.needsGuest(t, d, func(uuid string) error {
+		_, err := i.Usage(ctx, uuid)
+		return err
+	})
 	h.start(t, d, uuid)
 	u, err := i.Usage(ctx, uuid)
 	require.NoError(t, err)
@@ -74,16 +87,11 @@ func testUsage(t *testing.T, h Harness) {
 }
 
 func testOpenRoot(t *testing.T, h Harness) {
-	d, ctx := h.New(t), t.Context()
-	o, ok := d.(driver.RootOpener)
-	if !ok {
-		t.Skip("the implementation has no files")
-	}
-	_, err := o.OpenRoot(ctx, "nobody")
-	require.ErrorIs(t, err, driver.ErrNotFound)
-	uuid := h.create(t, d, 1)
-	_, err = o.OpenRoot(ctx, uuid)
-	require.ErrorIs(t, err, driver.ErrNotRunning)
+	d, o := optional[driver.RootOpener](t, h)
+	h.needsGuest(t, d, func(uuid string) error {
+		_, err := o.OpenRoot(t.Context(), uuid)
+		return err
+	})
 }
 
 // output collects what a console shows.
@@ -124,16 +132,12 @@ func (o *output) ended() bool {
 }
 
 func testConsole(t *testing.T, h Harness) {
-	d, ctx := h.New(t), t.Context()
-	c, ok := d.(driver.ConsoleOpener)
-	if !ok {
-		t.Skip("the implementation has no console to type at")
-	}
-	_, err := c.OpenConsole(ctx, "nobody")
-	require.ErrorIs(t, err, driver.ErrNotFound)
-	uuid := h.create(t, d, 1)
-	_, err = c.OpenConsole(ctx, uuid)
-	require.ErrorIs(t, err, driver.ErrNotRunning)
+	ctx := t.Context()
+	d, c := optional[driver.ConsoleOpener](t, h)
+	uuid := h.needsGuest(t, d, func(uuid string) error {
+		_, err := c.OpenConsole(ctx, uuid)
+		return err
+	})
 	h.start(t, d, uuid)
 
 	first, err := c.OpenConsole(ctx, uuid)
@@ -155,13 +159,8 @@ func testConsole(t *testing.T, h Harness) {
 	require.NoError(t, err)
 	require.Contains(t, string(log), "second typist", "the log goes on")
 
-	if h.Reboot != nil {
-		before := h.state(t, d, uuid, driver.PowerStateRunning).InitPID
-		h.Reboot(t, d, uuid)
-		require.Eventually(t, func() bool {
-			info, err := d.Info(ctx, uuid)
-			return err == nil && info.PowerState == driver.PowerStateRunning && info.InitPID != before
-		}, bootWithin, 20*time.Millisecond, "a guest reboots although somebody is connected")
+	if h.Reboot != nil { // also while somebody is connected
+		h.reboot(t, d, uuid)
 		require.Eventually(t, func() bool { return seen.shows(BootLine) }, bootWithin, 10*time.Millisecond)
 		types(t, first, seen, "after the reboot")
 	}
