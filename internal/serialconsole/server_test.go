@@ -32,7 +32,7 @@ type guests struct {
 	mu     sync.Mutex // guards the fields below
 	failed map[string]error
 	open   map[string]*echo
-	opened int
+	denied int
 }
 
 type echo struct {
@@ -46,12 +46,12 @@ func (g *guests) Open(_ context.Context, uuid string) (io.ReadWriteCloser, error
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.failed[uuid]; err != nil {
+		g.denied++
 		return nil, err
 	}
 	e := &echo{g: g, uuid: uuid}
 	e.r, e.w = io.Pipe()
 	g.open[uuid] = e
-	g.opened++
 	return e, nil
 }
 
@@ -77,6 +77,13 @@ func (g *guests) fail(uuid string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.failed[uuid] = err
+}
+
+// denials tells how often a console was not opened.
+func (g *guests) denials() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.denied
 }
 
 func newGuests() *guests { return &guests{failed: map[string]error{}, open: map[string]*echo{}} }
@@ -191,19 +198,25 @@ func TestConsole(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestGuestThatReboots(t *testing.T) {
-	t.Parallel()
-	g := newGuests()
+// connected is a client at the console of guest a.
+func connected(t *testing.T, g *guests) client {
+	t.Helper()
 	first := free(t)
 	s, _ := serve(t, g, database(t), first, first+20)
 	port, err := s.Port(t.Context(), "a")
 	require.NoError(t, err)
 	require.True(t, s.Admit("a", port))
-	c := dial(t, port)
+	return dial(t, port)
+}
+
+func TestGuestThatReboots(t *testing.T) {
+	t.Parallel()
+	g := newGuests()
+	c := connected(t, g)
 	c.says("before")
 	g.fail("a", errDown)
 	require.NoError(t, g.console("a").Close())
-	time.Sleep(2 * openPoll)
+	require.Eventually(t, func() bool { return g.denials() > 1 }, patience, time.Millisecond, "it is tried again")
 	g.fail("a", nil)
 	require.Eventually(t, func() bool { return g.console("a") != nil }, patience, time.Millisecond)
 	c.says("after")
@@ -216,12 +229,7 @@ func TestGuestThatReboots(t *testing.T) {
 func TestSlowClientIsCutOff(t *testing.T) {
 	t.Parallel()
 	g := newGuests()
-	first := free(t)
-	s, _ := serve(t, g, database(t), first, first+20)
-	port, err := s.Port(t.Context(), "a")
-	require.NoError(t, err)
-	require.True(t, s.Admit("a", port))
-	c := dial(t, port)
+	c := connected(t, g)
 	c.says("hello")
 	console := g.console("a")
 	flood := []byte(strings.Repeat("x", chunk))
