@@ -184,6 +184,3 @@ func eventType(parts ...string) string {
 	}
 	return strings.Join(kept, ".")
 }
-
-// InstanceName computes instance.name: see object.Instance.Name.
-func InstanceName(template string, i *object.Instance) string { return i.Name(template) }
