@@ -14,6 +14,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// waiting counts the callers that wait for imports.
+func waiting(s *Store) int {
+	n := 0
+	for _, transfer := range s.Transfers() {
+		n += transfer.Waiting
+	}
+	return n
+}
+
 // TestOneDownload: callers of one id, and of two ids with the same bytes, share it.
 func TestOneDownload(t *testing.T) {
 	t.Parallel()
@@ -31,8 +40,7 @@ func TestOneDownload(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return src.opens() == 1 }, 5*time.Second, time.Millisecond)
-	time.Sleep(20 * time.Millisecond)
+	require.Eventually(t, func() bool { return src.opens() == 1 && waiting(s) == 10 }, 5*time.Second, time.Millisecond)
 	close(src.block)
 	group.Wait()
 	require.Equal(t, 1, src.opens())
@@ -69,21 +77,12 @@ func TestCallersLeave(t *testing.T) {
 		}()
 		return cancel, done
 	}
-	waiters := func() int {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		n := 0
-		for _, f := range s.flights {
-			n += f.waiters
-		}
-		return n
-	}
 	leaveOne, one := start()
 	leaveTwo, two := start()
-	require.Eventually(t, func() bool { return waiters() == 2 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return waiting(s) == 2 }, 5*time.Second, time.Millisecond)
 	leaveOne()
 	require.ErrorIs(t, <-one, context.Canceled)
-	require.Equal(t, 1, waiters(), "the download goes on for the other")
+	require.Equal(t, 1, waiting(s), "the download goes on for the other")
 	leaveTwo()
 	require.ErrorIs(t, <-two, context.Canceled)
 	s.work.Wait()
@@ -114,7 +113,7 @@ func TestLeaderFails(t *testing.T) {
 		_, err := s.Sync(t.Context(), good)
 		second <- err
 	}()
-	time.Sleep(20 * time.Millisecond)
+	require.Eventually(t, func() bool { return waiting(s) == 2 }, 5*time.Second, time.Millisecond)
 	close(denied.release)
 	require.ErrorIs(t, <-first, errDenied)
 	require.NoError(t, <-second)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,16 +148,21 @@ func TestBurstOfEvents(t *testing.T) {
 	w := built(t)
 	unlock, err := w.caches.Lock(t.Context(), uuid)
 	require.NoError(t, err)
+	const events = 20
 	var all sync.WaitGroup
-	for range 20 {
-		all.Go(func() { w.event(eventNetworkChanged, "port-1", "completed") })
+	var ended atomic.Int32
+	for range events {
+		all.Go(func() {
+			w.event(eventNetworkChanged, "port-1", "completed")
+			ended.Add(1)
+		})
 	}
 	eventually(t, "one waits", func() bool {
 		w.refreshes.mu.Lock()
 		defer w.refreshes.mu.Unlock()
 		return w.refreshes.waiting[uuid]
 	})
-	time.Sleep(20 * time.Millisecond) // the others come
+	eventually(t, "the others leave it to that one", func() bool { return ended.Load() == events-1 })
 	unlock()
 	all.Wait()
 	require.Less(t, len(w.nova.LogOf("InstanceInfoCache.save")), 5)
@@ -194,8 +200,7 @@ func TestVIFDeletedWaitsForOperations(t *testing.T) {
 	unlock, err := w.locks.Lock(t.Context(), uuid)
 	require.NoError(t, err)
 	w.event(eventVIFDeleted, "port-1", "completed") // the worker is free again
-	time.Sleep(20 * time.Millisecond)
-	require.Empty(t, w.trail.all())
+	require.Never(t, func() bool { return len(w.trail.all()) > 0 }, 20*time.Millisecond, time.Millisecond)
 	unlock()
 	w.drain()
 	require.Empty(t, w.plugger.plugged())

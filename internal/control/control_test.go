@@ -201,16 +201,17 @@ func TestCallerDies(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	pr, pw := io.Pipe()
 	beginning := archive(t, 1000)[:900]
+	done := make(chan error, 1)
 	go func() {
-		_, _ = pw.Write(beginning)
-		for len(a.store.Transfers()) == 0 {
-			time.Sleep(time.Millisecond)
-		}
-		cancel()
-		_ = pw.CloseWithError(errors.New("killed"))
+		_, err := c.Import(ctx, ImportOptions{ID: "local-x", Body: pr, Size: -1}, nil)
+		done <- err
 	}()
-	_, err := c.Import(ctx, ImportOptions{ID: "local-x", Body: pr, Size: -1}, nil)
-	require.Error(t, err)
+	_, err := pw.Write(beginning)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return len(a.store.Transfers()) > 0 }, 5*time.Second, time.Millisecond)
+	cancel()
+	_ = pw.CloseWithError(errors.New("killed"))
+	require.Error(t, <-done)
 	require.Eventually(t, func() bool { return len(a.store.Transfers()) == 0 }, 5*time.Second, time.Millisecond)
 	again, err := c.Import(t.Context(), ImportOptions{ID: "local-x", Body: bytes.NewReader(archive(t, 1000)), Size: -1}, nil)
 	require.NoError(t, err)
