@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -70,6 +71,34 @@ func (m *Manager) runDetached(ctx context.Context, d detachedMethod, inst *objec
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("operation failed")
 	}
+}
+
+// throughAPI does what the API's action would: the task state, an action that the owner finds in the
+// server's history, and the operation itself.
+func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, action, method string) error {
+	unlock, err := m.locks.Lock(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": task}, conductor.ExpectVM(inst.VMState), expectNoTask())
+	if err != nil {
+		if exception.Is(err, "UnexpectedTaskStateError") || exception.Is(err, "InstanceUpdateConflict") || isGone(err) {
+			return nil // somebody asked for something meanwhile
+		}
+		return err
+	}
+	if err := m.Conductor.StartAction(ctx, inst.UUID, action); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("action not recorded")
+	}
+	d := m.detachedMethods()[method]
+	d.op.lock = false // the lock is held
+	// It need not be written: after a crash the task is reset, and the next turn begins again.
+	op := &underway{uuid: inst.UUID, method: method}
+	ctx = m.journal.add(ctx, op)
+	defer m.journal.forget(op)
+	_, err = m.perform(ctx, d.op, inst, rpc.Args{}, d.body)
+	return err
 }
 
 // endingSnapshots is a handler for a delete that can be taken back: it does not wait for an upload either,

@@ -135,9 +135,11 @@ func (m *Manager) releaseImage(imageID, uuid string) error {
 // may hold its guest for long, and the record survives for another try.
 const removeTimeout = 2 * time.Minute
 
-// removeFromHost takes back all that was done on this host for an instance:
-// guest, links, root disk, image reference, id range, record. It needs no more
-// than the record, works on any part of it, and may be repeated.
+// removeFromHost takes back all that was done on this host for an instance, in this
+// order: guest, links, console port, root disks (its own, and those of a rescue or a
+// snapshot beside it), ephemeral disks, config drive, the references to its images, id
+// range, record. It needs no more than the record, works on any part of it, and may be
+// repeated. The ids and the record stay until everything else is gone.
 func (m *Manager) removeFromHost(ctx context.Context, uuid string) error {
 	if err := m.destroyGuest(ctx, uuid); err != nil {
 		return err

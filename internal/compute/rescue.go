@@ -374,34 +374,6 @@ func (m *Manager) unrescueExpired(ctx context.Context) error {
 	return nil
 }
 
-// throughAPI does what the API's action would: the task state, an action that the owner finds in the
-// server's history, and the operation itself.
-func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, action, method string) error {
-	unlock, err := m.locks.Lock(ctx, inst.UUID)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": task}, conductor.ExpectVM(inst.VMState), expectNoTask())
-	if err != nil {
-		if exception.Is(err, "UnexpectedTaskStateError") || exception.Is(err, "InstanceUpdateConflict") || isGone(err) {
-			return nil // somebody asked for something meanwhile
-		}
-		return err
-	}
-	if err := m.Conductor.StartAction(ctx, inst.UUID, action); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("action not recorded")
-	}
-	d := m.detachedMethods()[method]
-	d.op.lock = false // the lock is held
-	// It need not be written: after a crash the task is reset, and the next turn begins again.
-	op := &underway{uuid: inst.UUID, method: method}
-	ctx = m.journal.add(ctx, op)
-	defer m.journal.forget(op)
-	_, err = m.perform(ctx, d.op, inst, rpc.Args{}, d.body)
-	return err
-}
-
 // rescueUser is whose password a rescue system gets: its image's os_admin_user, else root.
 func rescueUser(image *object.Image) string {
 	if user := image.Property("os_admin_user"); user != "" {
