@@ -76,6 +76,7 @@ func runAgent(ctx context.Context, sources config.Sources) error {
 		return err
 	}
 	defer closeLog()
+	defer onHangup()()
 	log := reqctx.Log(ctx)
 	for _, w := range report.Warnings() {
 		log.Warning(w.String())
