@@ -170,34 +170,6 @@ func (d *Driver) swapAccount() bool {
 	return err == nil && len(found) > 0
 }
 
-// appArmor is the profile to write, "" on hosts without AppArmor.
-func (d *Driver) appArmor() string {
-	if !appArmorEnabled() {
-		return ""
-	}
-	if d.o.AppArmor != ModeAuto {
-		return d.o.AppArmor
-	}
-	if appArmorParser() {
-		return ModeGenerated
-	}
-	return ModeUnconfined
-}
-
-func appArmorEnabled() bool {
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.HasPrefix(string(b), "Y")
-}
-
-func appArmorParser() bool {
-	for _, p := range []string{"/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"} {
-		if _, err := os.Stat(p); err == nil {
-			return true
-		}
-	}
-	return false
-}
-
 // lxcfs is lxcfs' mount point if it shall be used and is there.
 func (d *Driver) lxcfs() string {
 	if d.o.LXCFS == ModeOff {
