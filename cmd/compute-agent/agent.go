@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -76,6 +77,7 @@ func runAgent(ctx context.Context, sources config.Sources) error {
 		return err
 	}
 	defer closeLog()
+	defer onHangup()()
 	log := reqctx.Log(ctx)
 	for _, w := range report.Warnings() {
 		log.Warning(w.String())
@@ -211,6 +213,7 @@ func retry(ctx context.Context, message string, step func() error) error {
 			return err
 		}
 		reqctx.Log(ctx).WithError(err).Error(message)
+		tellSystemd(ctx, "STATUS="+strings.ReplaceAll(err.Error(), "\n", "; "))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -432,9 +435,7 @@ func announce(ctx context.Context, servers []*rpc.Server) error {
 		}
 	}
 	reqctx.Log(ctx).Info("serving")
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("systemd not notified")
-	}
+	tellSystemd(ctx, daemon.SdNotifyReady+"\nSTATUS=serving")
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval == 0 {
 		<-ctx.Done()
@@ -449,5 +450,12 @@ func announce(ctx context.Context, servers []*rpc.Server) error {
 		case <-tick.C:
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) // the next beat tells again
 		}
+	}
+}
+
+// tellSystemd passes on a change of state, if systemd started the agent.
+func tellSystemd(ctx context.Context, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("systemd not notified")
 	}
 }

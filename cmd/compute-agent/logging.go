@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"sync"
+	"syscall"
 
 	"github.com/sirupsen/logrus"
 
@@ -32,12 +34,69 @@ func setUpLogging(c *config.Config) (closeLog func(), err error) {
 		logger.SetOutput(os.Stderr)
 		return func() {}, nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // the operator's own path and nova's own mode
-	if err != nil {
-		return nil, fmt.Errorf("open log file ([DEFAULT] log_file, log_dir): %w", err)
+	f := &logFile{path: path}
+	if err := f.reopen(); err != nil {
+		return nil, err
 	}
-	logger.SetOutput(io.Writer(f))
-	return func() { _ = f.Close() }, nil
+	logger.SetOutput(f)
+	return f.close, nil
+}
+
+// onHangup reopens the log file at every SIGHUP, until the returned function is called. Without
+// it the signal, which logrotate's scripts and "systemctl reload" send, would end the agent, and systemd would not start
+// it again: to it that is a clean end (systemd.service(5), SuccessExitStatus).
+func onHangup() (stop func()) {
+	hangups := make(chan os.Signal, 1) // one that is pending covers those after it
+	signal.Notify(hangups, syscall.SIGHUP)
+	var handling sync.WaitGroup
+	handling.Go(func() {
+		for range hangups {
+			f, ok := logrus.StandardLogger().Out.(*logFile)
+			if !ok {
+				continue // standard error needs no reopening
+			}
+			if err := f.reopen(); err != nil {
+				logrus.StandardLogger().WithError(err).Error("log file not reopened; logging goes on to the old one")
+			}
+		}
+	})
+	return func() { signal.Stop(hangups); close(hangups); handling.Wait() }
+}
+
+// logFile is the log, which can be moved away while it is written.
+type logFile struct {
+	path string
+
+	mu sync.Mutex // guards f
+	f  *os.File
+}
+
+// Write implements io.Writer.
+func (l *logFile) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.f.Write(b)
+}
+
+// reopen goes on in the file that has the log's name now.
+func (l *logFile) reopen() error {
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // the operator's own path and nova's own mode
+	if err != nil {
+		return fmt.Errorf("open log file ([DEFAULT] log_file, log_dir): %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f != nil {
+		_ = l.f.Close() // every line was written when it came
+	}
+	l.f = f
+	return nil
+}
+
+func (l *logFile) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.f.Close() // as above
 }
 
 // logPath is where nova-compute would log with these options, under our own name; "" is

@@ -78,7 +78,7 @@ until SIGTERM; the containers outlive it.`,
 		},
 	}
 	addConfigFlags(cmd, &sources)
-	cmd.AddCommand(newConfigCommand(), newExecCommand(), newImageCommand(), newVersionCommand())
+	cmd.AddCommand(newConfigCommand(), newExecCommand(), newImageCommand(), newShutdownCommand(), newVersionCommand())
 	return cmd
 }
 

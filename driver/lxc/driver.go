@@ -216,7 +216,7 @@ func (d *Driver) Destroy(ctx context.Context, uuid string) error {
 			return fmt.Errorf("destroy instance %s: %w", uuid, err)
 		}
 	}
-	return errors.Join(d.endSuspension(uuid), d.remove(uuid))
+	return errors.Join(d.endSuspension(uuid), d.forgetProfile(rec.Spec.Name), d.remove(uuid))
 }
 
 // Info implements driver.Driver.

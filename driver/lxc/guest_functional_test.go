@@ -162,19 +162,37 @@ func TestFunctionalIsolation(t *testing.T) {
 	require.Empty(t, run(t, d, s.UUID, "ls /sys/firmware"))
 	require.Equal(t, "1024", run(t, d, s.UUID, "awk '/open files/{print $4}' /proc/1/limits"))
 
-	for file, want := range map[string]string{
+	requireLimits(t, d, s)
+}
+
+// requireLimits confirms that the limits of newSpec are set, and that the guest's root cannot raise them.
+func requireLimits(t *testing.T, d *Driver, s driver.Spec) {
+	t.Helper()
+	limits := map[string]string{
 		"memory.limit_in_bytes": "134217728", "memory.memsw.limit_in_bytes": "201326592",
 		"pids.max": "200", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000", "cpu.shares": "512",
-	} {
-		if d.cgroups.layout == layoutV2 {
-			break // other names, rendered by the same table
+	}
+	if d.cgroups.layout == layoutV2 {
+		limits = map[string]string{
+			"memory.max": "134217728", "memory.swap.max": "67108864", "pids.max": "200", "cpu.max": "50000 100000", "cpu.weight": "20",
 		}
+	}
+	for file, want := range limits {
 		controller, _, _ := strings.Cut(file, ".")
-		b, err := os.ReadFile(d.cgroups.file(controller, payload(s.Name), file))
-		require.NoError(t, err)
-		require.Equal(t, want, string(bytes.TrimSpace(b)), file)
-		out := run(t, d, s.UUID, "echo 1000000 > /sys/fs/cgroup/"+controller+"/"+file+" && echo raised || true")
+		path := d.cgroups.file(controller, payload(s.Name), file)
+		read := func() string {
+			b, err := os.ReadFile(path)
+			require.NoError(t, err)
+			return string(bytes.TrimSpace(b))
+		}
+		require.Equal(t, want, read(), file)
+		inside := "/sys/fs/cgroup/" + controller + "/" + file
+		if d.cgroups.layout == layoutV2 {
+			inside = "/sys/fs/cgroup/" + file
+		}
+		out := run(t, d, s.UUID, "echo 1000000 > "+inside+" && echo raised || true")
 		require.NotContains(t, out, "raised")
+		require.Equal(t, want, read(), file)
 	}
 }
 
@@ -313,11 +331,13 @@ func TestFunctionalStuckGuest(t *testing.T) {
 	drivertest.BusyboxRootFS(t, rootfs, spec.IDs)
 	require.NoError(t, d.Create(t.Context(), spec, rootfs))
 	require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
-	if d.cgroups.layout != layoutV2 {
-		b, err := os.ReadFile(d.cgroups.file("blkio", payload(spec.Name), "blkio.throttle.write_bps_device"))
-		require.NoError(t, err)
-		require.Regexp(t, `^\d+:\d+ 10485760\n$`, string(b), "the disk below the root file system is throttled")
+	file, want := d.cgroups.file("blkio", payload(spec.Name), "blkio.throttle.write_bps_device"), `^\d+:\d+ 10485760\n$`
+	if d.cgroups.layout == layoutV2 {
+		file, want = d.cgroups.file(unified, payload(spec.Name), "io.max"), `^\d+:\d+ rbps=max wbps=10485760 riops=max wiops=max\n$`
 	}
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Regexp(t, want, string(b), "the disk below the root file system is throttled")
 	other := started(t, d, nil)
 
 	freezer, err := os.Open(rootfs)

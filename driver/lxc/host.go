@@ -50,10 +50,28 @@ func (d *Driver) Check(_ context.Context) []Problem {
 		add(false, "the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1")
 	}
 	problems = append(problems, d.checkSeccomp()...)
+	instances, err := readInt("/proc/sys/fs/inotify/max_user_instances")
+	problems = append(problems, checkInotify(instances, err)...)
 	granted, err := hostinfo.SubordinateIDs("root")
 	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), granted, err)...)
 	problems = append(problems, d.checkConfinement()...)
 	return problems
+}
+
+// fewInotify is what some hundred guests with systemd use: each some ten inotify instances.
+const fewInotify = 1024
+
+// checkInotify: what a guest uses counts for the host's root as well, who made its user namespace
+// (kernel/ucount.c:inc_ucount), so that all guests together have what the host gives to one user.
+// One that gets none ends before it has begun to log.
+func checkInotify(instances int64, failure error) []Problem {
+	if failure != nil || instances >= fewInotify {
+		return nil // a kernel without inotify has no such limit
+	}
+	return []Problem{{
+		What:   fmt.Sprintf("all guests together have %d inotify instances, and a guest with systemd takes some ten", instances),
+		Remedy: "set fs.inotify.max_user_instances to 65536 (etc/compute-agent.sysctl.conf of the sources)",
+	}}
 }
 
 func (d *Driver) checkSeccomp() []Problem {
@@ -150,34 +168,6 @@ func (d *Driver) swapAccount() bool {
 	// The root group has no such file; any group below it has.
 	found, err := filepath.Glob(filepath.Join(d.cgroups.dirs[unified], "*", "memory.swap.max"))
 	return err == nil && len(found) > 0
-}
-
-// appArmor is the profile to write, "" on hosts without AppArmor.
-func (d *Driver) appArmor() string {
-	if !appArmorEnabled() {
-		return ""
-	}
-	if d.o.AppArmor != ModeAuto {
-		return d.o.AppArmor
-	}
-	if appArmorParser() {
-		return ModeGenerated
-	}
-	return ModeUnconfined
-}
-
-func appArmorEnabled() bool {
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.HasPrefix(string(b), "Y")
-}
-
-func appArmorParser() bool {
-	for _, p := range []string{"/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"} {
-		if _, err := os.Stat(p); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // lxcfs is lxcfs' mount point if it shall be used and is there.

@@ -172,3 +172,13 @@ func TestEnterable(t *testing.T) {
 	require.ErrorContains(t, enterable(filepath.Join(closed, "root"), ids), "may not enter")
 	require.Error(t, enterable("/no/such/root", ids))
 }
+
+func TestCheckInotify(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, checkInotify(65536, nil))
+	require.Empty(t, checkInotify(0, os.ErrNotExist))
+	problems := checkInotify(128, nil)
+	require.Len(t, problems, 1)
+	require.False(t, problems[0].Fatal)
+	require.Contains(t, problems[0].Remedy, "fs.inotify.max_user_instances")
+}

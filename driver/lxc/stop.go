@@ -172,7 +172,7 @@ func (d *Driver) clear(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("remove cgroups: %w: %w", err, busy)
 	}
-	return d.releaseWriteback(name)
+	return errors.Join(d.releaseWriteback(name), d.unloadProfile(name))
 }
 
 // kill ends a guest by force and waits until its monitor has tidied up.
