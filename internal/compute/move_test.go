@@ -246,23 +246,39 @@ func TestSourceFails(t *testing.T) {
 
 // TestSourceRestartsInTheMiddle: the offer is gone with the process, so the move is taken back.
 func TestSourceRestartsInTheMiddle(t *testing.T) {
-	source, destination := twoHosts(t)
-	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
-	cast := source.nova.Casts("resize_instance")[0]
-	source.interrupted("resize_instance", cast.Args, nil)
-	source.nova.Update(uuid, map[string]any{"task_state": "resize_migrating"})
-	require.NoError(t, source.driver.Stop(t.Context(), uuid, 0, 0))
-	source.endOffer(uuid)
-	source.restarted()
-	require.NoError(t, source.InitHost(t.Context()))
-	source.drain()
-	require.Equal(t, "active/-/"+testHost, source.nova.States(uuid))
-	got, _ := source.driver.Instance(uuid)
-	require.Equal(t, driver.PowerStateRunning, got.State)
-	destination.drain() // it hears that the ticket is worth nothing any more
-	local, err := destination.localInstances(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, local)
+	for name, c := range map[string]struct {
+		task    string
+		stopped bool
+		anew    bool // the guest is started once more
+	}{
+		"before the guest is told to end": {"resize_prep", false, false},
+		"while the guest ends":            {"resize_migrating", false, true},
+		"after the guest has ended":       {"resize_migrating", true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source, destination := twoHosts(t)
+			destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+			cast := source.nova.Casts("resize_instance")[0]
+			source.interrupted("resize_instance", cast.Args, nil)
+			source.nova.Update(uuid, map[string]any{"task_state": c.task})
+			before, _ := source.driver.Instance(uuid)
+			if c.stopped {
+				require.NoError(t, source.driver.Stop(t.Context(), uuid, 0, 0))
+			}
+			source.endOffer(uuid)
+			source.restarted()
+			require.NoError(t, source.InitHost(t.Context()))
+			source.drain()
+			require.Equal(t, "active/-/"+testHost, source.nova.States(uuid))
+			got, _ := source.driver.Instance(uuid)
+			require.Equal(t, driver.PowerStateRunning, got.State)
+			require.Equal(t, c.anew, got.InitPID != before.InitPID)
+			destination.drain() // it hears that the ticket is worth nothing any more
+			local, err := destination.localInstances(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, local)
+		})
+	}
 }
 
 // TestDestinationRestartsInTheMiddle: the wait for the rest of the root disk goes on.

@@ -58,7 +58,12 @@ func (m *Manager) resizeResumable(ctx context.Context, mv *move) (bool, error) {
 	case m.same(mv):
 		return true, nil
 	}
-	return false, m.resizeFailed(ctx, mv, errStoppedMidway, nil)
+	err := errStoppedMidway
+	if task == object.TaskStateResizeMigrating {
+		// A guest that was told to end may still be at it, and would be gone soon after it is found running.
+		err = errors.Join(err, m.stopForMove(ctx, mv))
+	}
+	return false, m.resizeFailed(ctx, mv, err, nil)
 }
 
 func (m *Manager) resizeSteps(ctx context.Context, mv *move) error {
@@ -127,11 +132,7 @@ func (m *Manager) leave(ctx context.Context, mv *move) error {
 		return errors.New("no root disk is offered for this migration; the agent was started anew, perhaps")
 	}
 	began := time.Now()
-	timeout := time.Duration(0)
-	if mv.clean {
-		timeout = m.shutdownTimeout(mv.inst)
-	}
-	if err := m.powerOff(ctx, uuid, timeout); err != nil {
+	if err := m.stopForMove(ctx, mv); err != nil {
 		return err
 	}
 	stopped := time.Now()
@@ -146,6 +147,15 @@ func (m *Manager) leave(ctx context.Context, mv *move) error {
 	reqctx.Log(ctx).WithField("stop_ms", stopped.Sub(began).Milliseconds()).WithField("copy_ms", time.Since(stopped).Milliseconds()).
 		Info("guest stopped, root disk is on the destination")
 	return m.unplugRecorded(ctx, uuid)
+}
+
+// stopForMove ends the guest, which may have ended already.
+func (m *Manager) stopForMove(ctx context.Context, mv *move) error {
+	timeout := time.Duration(0)
+	if mv.clean {
+		timeout = m.shutdownTimeout(mv.inst)
+	}
+	return m.powerOff(ctx, mv.inst.UUID, timeout)
 }
 
 // unplugRecorded takes an instance's ports off this host; its record says so then.
