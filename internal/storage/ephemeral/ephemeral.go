@@ -1,6 +1,6 @@
 // Package ephemeral keeps the local disks that an instance has beside its root disk: file
 // systems of a fixed size in sparse files, whatever the back end of the root disks. They live
-// as long as the instance, over reboots and resizes, and are never copied anywhere.
+// as long as the instance, over reboots, resizes and moves to other hosts; images of the instance are without them.
 //
 //	<dir>/<instance>/ephemeral0.img   the file system
 //	<dir>/<instance>/ephemeral0/      where it is mounted, owned by the guest's root
@@ -15,6 +15,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
@@ -61,6 +63,7 @@ type driver struct {
 	create   func(ctx context.Context, path string, d Disk) error
 	mount    func(ctx context.Context, path, target string, sizeGB int) error
 	grow     func(ctx context.Context, path string, sizeGB int) error
+	shrink   func(ctx context.Context, path string, d Disk) error
 	shutdown func(path string) error
 }
 
@@ -70,13 +73,16 @@ var drivers = map[string]driver{
 		func(ctx context.Context, path string, d Disk) error {
 			return ext4.Create(ctx, path, ext4.Format{SizeGB: d.SizeGB, Label: d.Name})
 		},
-		ext4.Mount, ext4.Grow, ext4.Shutdown,
+		ext4.Mount, ext4.Grow,
+		func(ctx context.Context, path string, d Disk) error { return ext4.Shrink(ctx, path, d.SizeGB) },
+		ext4.Shutdown,
 	},
 	"xfs": {
 		xfs.Program, "xfsprogs",
 		func(ctx context.Context, path string, d Disk) error { return xfs.Create(ctx, path, d.SizeGB, d.Name) },
 		func(_ context.Context, path, target string, sizeGB int) error { return xfs.Mount(path, target, sizeGB) },
 		func(_ context.Context, path string, sizeGB int) error { return xfs.Grow(path, sizeGB) },
+		func(ctx context.Context, path string, d Disk) error { return xfs.Shrink(ctx, path, d.SizeGB, d.Name) },
 		xfs.Shutdown,
 	},
 }
@@ -206,16 +212,11 @@ func (s *Store) Unmount(ctx context.Context, instanceID string) error {
 
 // Grow makes one disk larger, mounted or not, as storage.Backend.Grow does.
 func (s *Store) Grow(ctx context.Context, instanceID, name string, sizeGB int) error {
-	d, err := s.pool.Get(instanceID)
-	if err != nil {
-		return fmt.Errorf("grow ephemeral disk: %w", err)
-	}
-	i := slices.IndexFunc(d.Disks, func(disk Disk) bool { return disk.Name == name })
+	d, i, err := s.find(instanceID, name)
 	switch {
-	case i < 0:
-		err = storage.ErrNotFound
+	case err != nil:
 	case sizeGB < d.Disks[i].SizeGB:
-		err = fmt.Errorf("%w: it has %d GiB already and cannot shrink", storage.ErrUnsupported, d.Disks[i].SizeGB)
+		err = fmt.Errorf("%w: it has %d GiB already", storage.ErrUnsupported, d.Disks[i].SizeGB)
 	case sizeGB > d.Disks[i].SizeGB:
 		d.Disks[i].SizeGB = sizeGB
 		err = s.pool.Set(instanceID, d) // first: Mount goes by it
@@ -227,6 +228,59 @@ func (s *Store) Grow(ctx context.Context, instanceID, name string, sizeGB int) e
 		return fmt.Errorf("grow %s of %s: %w", name, instanceID, err)
 	}
 	return nil
+}
+
+// Shrink makes one disk smaller, which must not be mounted. storage.ErrTooSmall: it holds more than that, and stays
+// as it is. The record follows: a disk that is smaller than its record grows at the next mount.
+func (s *Store) Shrink(ctx context.Context, instanceID, name string, sizeGB int) error {
+	d, i, err := s.find(instanceID, name)
+	if err == nil && (sizeGB <= 0 || sizeGB > d.Disks[i].SizeGB) {
+		err = fmt.Errorf("%w: from %d to %d GiB", storage.ErrUnsupported, d.Disks[i].SizeGB, sizeGB)
+	}
+	if err == nil && sizeGB == d.Disks[i].SizeGB {
+		return nil
+	}
+	if err == nil {
+		d.Disks[i].SizeGB = sizeGB
+		err = drivers[d.Disks[i].Format].shrink(ctx, s.pool.Path(instanceID, name+imageSuffix), d.Disks[i])
+	}
+	if err == nil {
+		err = s.pool.Set(instanceID, d)
+	}
+	if err != nil {
+		return fmt.Errorf("shrink %s of %s: %w", name, instanceID, err)
+	}
+	return nil
+}
+
+// Used tells what is in use of each of an instance's disks, in their order, and mounts them for that.
+func (s *Store) Used(ctx context.Context, instanceID string) ([]uint64, error) {
+	paths, err := s.Mount(ctx, instanceID)
+	if err != nil {
+		return nil, err
+	}
+	used := make([]uint64, 0, len(paths))
+	for _, path := range paths {
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil {
+			return nil, fmt.Errorf("read size of %s: %w", path, err)
+		}
+		used = append(used, (st.Blocks-st.Bfree)*uint64(st.Bsize)) //nolint:gosec // positive
+	}
+	return used, nil
+}
+
+// find reads the record of an instance, and where in it a disk is.
+func (s *Store) find(instanceID, name string) (Disks, int, error) {
+	d, err := s.pool.Get(instanceID)
+	if err != nil {
+		return d, -1, err
+	}
+	i := slices.IndexFunc(d.Disks, func(disk Disk) bool { return disk.Name == name })
+	if i < 0 {
+		return d, -1, storage.ErrNotFound
+	}
+	return d, i, nil
 }
 
 // Delete throws an instance's disks away; without any it does nothing.

@@ -4,6 +4,7 @@ package ephemeral
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -91,6 +92,51 @@ func TestDisks(t *testing.T) {
 	list, err = s.List(ctx)
 	require.NoError(t, err)
 	require.Empty(t, list)
+}
+
+// TestShrink: a resize that is reverted takes back what it added, and nothing that is on the disk.
+func TestShrink(t *testing.T) {
+	s, e := open(t)
+	ctx := t.Context()
+	for _, format := range Formats() {
+		require.NoError(t, s.Create(ctx, Disks{InstanceID: format, IDs: ids, Disks: []Disk{{"ephemeral0", 1, format}}}))
+		require.NoError(t, s.Grow(ctx, format, "ephemeral0", 3))
+		paths, err := s.Mount(ctx, format)
+		require.NoError(t, err)
+		kept := filepath.Join(paths[0], "kept")
+		require.NoError(t, os.WriteFile(kept, []byte("x"), 0o640))
+		require.NoError(t, os.Chown(kept, int(ids.Base)+7, int(ids.Base)+8))
+		large, err := os.Create(filepath.Join(paths[0], "large"))
+		require.NoError(t, err)
+		_, err = large.Write(make([]byte, 1100<<20))
+		require.NoError(t, errors.Join(err, large.Sync(), large.Close()))
+		used, err := s.Used(ctx, format)
+		require.NoError(t, err)
+		require.Len(t, used, 1)
+		require.InDelta(t, 1100<<20, used[0], 100<<20)
+		require.Error(t, s.Shrink(ctx, format, "ephemeral0", 1), "it is mounted")
+		require.NoError(t, s.Unmount(ctx, format))
+		require.ErrorIs(t, s.Shrink(ctx, format, "ephemeral0", 1), storage.ErrTooSmall)
+		paths, err = s.Mount(ctx, format)
+		require.NoError(t, err)
+		require.InDelta(t, 3<<30, sizeOf(t, paths[0]), 0.07*(3<<30), "it is as it was")
+		require.FileExists(t, kept)
+		require.NoError(t, os.Remove(filepath.Join(paths[0], "large")))
+		require.NoError(t, s.Unmount(ctx, format))
+		require.NoError(t, s.Shrink(ctx, format, "ephemeral0", 1))
+		require.ErrorIs(t, s.Shrink(ctx, format, "ephemeral0", 2), storage.ErrUnsupported)
+		s, err = Open(e.Dir)
+		require.NoError(t, err)
+		paths, err = s.Mount(ctx, format)
+		require.NoError(t, err)
+		require.InDelta(t, 1<<30, sizeOf(t, paths[0]), 0.07*(1<<30))
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(kept, &st))
+		require.Equal(t, []uint32{ids.Base + 7, ids.Base + 8, 0o640}, []uint32{st.Uid, st.Gid, st.Mode & 0o7777})
+		require.NoError(t, unix.Stat(paths[0], &st))
+		require.Equal(t, ids.Base, st.Uid)
+		require.NoError(t, s.Delete(ctx, format))
+	}
 }
 
 func TestQuota(t *testing.T) {
