@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -178,9 +179,12 @@ func (r *fakeRoots) Usage(context.Context) (storage.Usage, error) {
 	return storage.Usage{Total: 100 << 30, Free: 60 << 30}, nil
 }
 
-// fakeEphemeral keeps names only, and tells of nothing for instances without disks.
+// fakeEphemeral keeps directories for disks, and tells of nothing for instances without disks.
 type fakeEphemeral struct {
 	*trail
+
+	dir  string // holds a tree for every disk
+	used uint64 // of every disk
 
 	mu    sync.Mutex // guards disks
 	disks map[string]ephemeral.Disks
@@ -201,8 +205,19 @@ func (e *fakeEphemeral) Create(ctx context.Context, d ephemeral.Disks) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if have, ok := e.disks[d.InstanceID]; ok && !reflect.DeepEqual(have, d) {
+		return fmt.Errorf("disk exists with other properties: %+v", have)
+	}
+	d.Disks = slices.Clone(d.Disks)
 	e.disks[d.InstanceID] = d
 	return nil
+}
+
+// of are the disks of an instance.
+func (e *fakeEphemeral) of(uuid string) []ephemeral.Disk {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.disks[uuid].Disks)
 }
 
 func (e *fakeEphemeral) Mount(ctx context.Context, uuid string) ([]string, error) {
@@ -210,8 +225,12 @@ func (e *fakeEphemeral) Mount(ctx context.Context, uuid string) ([]string, error
 		return nil, nil
 	}
 	var paths []string
-	for _, d := range e.disks[uuid].Disks {
-		paths = append(paths, "/ephemeral/"+uuid+"/"+d.Name)
+	for _, d := range e.of(uuid) {
+		path := filepath.Join(e.dir, uuid, d.Name)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
 	}
 	return paths, e.do(ctx, "ephemeral.mount", uuid)
 }
@@ -223,8 +242,35 @@ func (e *fakeEphemeral) Unmount(ctx context.Context, uuid string) error {
 	return e.do(ctx, "ephemeral.unmount", uuid)
 }
 
-func (e *fakeEphemeral) Grow(ctx context.Context, uuid, name string, _ int) error {
-	return e.do(ctx, "ephemeral.grow", uuid+"/"+name)
+func (e *fakeEphemeral) Grow(ctx context.Context, uuid, name string, sizeGB int) error {
+	return e.resize(ctx, "ephemeral.grow", uuid, name, sizeGB)
+}
+
+func (e *fakeEphemeral) Shrink(ctx context.Context, uuid, name string, sizeGB int) error {
+	return e.resize(ctx, "ephemeral.shrink", uuid, name, sizeGB)
+}
+
+func (e *fakeEphemeral) resize(ctx context.Context, step, uuid, name string, sizeGB int) error {
+	if err := e.do(ctx, step, uuid+"/"+name); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := range e.disks[uuid].Disks {
+		if d := &e.disks[uuid].Disks[i]; d.Name == name {
+			d.SizeGB = sizeGB
+			return nil
+		}
+	}
+	return storage.ErrNotFound
+}
+
+func (e *fakeEphemeral) Used(_ context.Context, uuid string) ([]uint64, error) {
+	var used []uint64
+	for range e.of(uuid) {
+		used = append(used, e.used)
+	}
+	return used, nil
 }
 
 func (e *fakeEphemeral) Delete(ctx context.Context, uuid string) error {
@@ -237,7 +283,7 @@ func (e *fakeEphemeral) Delete(ctx context.Context, uuid string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.disks, uuid)
-	return nil
+	return os.RemoveAll(filepath.Join(e.dir, uuid))
 }
 
 func (e *fakeEphemeral) List(context.Context) ([]string, error) {

@@ -3,7 +3,6 @@ package compute
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 
 	"github.com/compute-agent/compute-agent/flavor"
@@ -69,9 +68,9 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	m.Tracker.Arrived(ctx, inst, mv.migration.UUID, kept)
 	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
 	if m.same(mv) {
-		err = m.resizeHere(ctx, inst, limits)
+		err = m.resizeHere(ctx, inst, wanted, limits)
 	} else {
-		err = m.arrive(ctx, mv, limits, info, ports)
+		err = m.arrive(ctx, mv, wanted, limits, info, ports)
 	}
 	if err != nil {
 		return err
@@ -143,21 +142,23 @@ func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *
 	return info, ports, nil
 }
 
-// arrive starts an instance whose root disk came from another host.
-func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *portWait) error {
+// arrive starts an instance whose disks came from another host.
+func (m *Manager) arrive(
+	ctx context.Context, mv *move, wanted *object.Flavor, limits flavor.Limits, info object.NetworkInfo, ports *portWait,
+) error {
 	inst := mv.inst
 	rec, err := m.received(ctx, inst.UUID)
 	if err != nil {
 		return err
 	}
-	rootfs, err := m.Roots.Mount(ctx, rec.Root)
-	if err != nil {
-		return fmt.Errorf("mount root disk: %w", err)
-	}
-	if err := m.Driver.Create(ctx, m.specOf(inst, rec, limits, m.driveBinds(inst, inst.System("image_"+imageConfigDrive))), rootfs); err != nil {
+	if err := m.describeHere(ctx, inst, rec, limits); err != nil {
 		return err
 	}
-	again := newSpawn(m, &buildRequest{Instance: inst, Image: mv.image})
+	bdms, err := m.mappings(ctx, inst.UUID, wanted)
+	if err != nil {
+		return err
+	}
+	again := newSpawn(m, &buildRequest{Instance: inst, Image: mv.image, BDMs: bdms})
 	again.rec = rec
 	if err := again.writeConfigDrive(ctx); err != nil {
 		return err
@@ -168,7 +169,7 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 		return err
 	}
 	if stateBefore(inst) == object.VMStateStopped {
-		return m.Roots.Unmount(ctx, inst.UUID)
+		return m.unmountDisks(ctx, inst.UUID)
 	}
 	for _, v := range rec.VIFs {
 		if _, err := ports.plug(ctx, v); err != nil {

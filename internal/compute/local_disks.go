@@ -21,6 +21,8 @@ type EphemeralStore interface {
 	Mount(ctx context.Context, instanceID string) (paths []string, err error)
 	Unmount(ctx context.Context, instanceID string) error
 	Grow(ctx context.Context, instanceID, name string, sizeGB int) error
+	Shrink(ctx context.Context, instanceID, name string, sizeGB int) error
+	Used(ctx context.Context, instanceID string) (bytes []uint64, err error)
 	Delete(ctx context.Context, instanceID string) error
 	List(ctx context.Context) ([]string, error)
 }
@@ -49,16 +51,13 @@ func blankDisks(bdms []*object.BlockDeviceMapping) (ephemerals, swaps []*object.
 	return ephemerals, swaps
 }
 
-// localDisks reads the disks of a server from its flavor and its mappings. Without a mapping the
-// flavor's are one disk each, as with every driver of nova's
-// (nova/virt/libvirt/blockinfo.py:get_disk_mapping); what the mappings ask for must not exceed the flavor
-// (nova/compute/api.py:_validate_bdm).
+// localDisks reads the disks of a server from its flavor and its mappings, and refuses what cannot be made.
 func (m *Manager) localDisks(inst *object.Instance, bdms []*object.BlockDeviceMapping) (localDisks, error) {
 	refuse := func(format string, args ...any) (localDisks, error) {
 		return localDisks{}, exception.BuildAbort(inst.UUID, fmt.Sprintf(format, args...))
 	}
 	f := inst.Flavor
-	ephemerals, swaps := blankDisks(bdms)
+	_, swaps := blankDisks(bdms)
 	out := localDisks{swapMB: f.Swap}
 	if len(swaps) > 1 {
 		return refuse("more than one swap disk is asked for")
@@ -69,26 +68,9 @@ func (m *Manager) localDisks(inst *object.Instance, bdms []*object.BlockDeviceMa
 	if out.swapMB < 0 || out.swapMB > f.Swap {
 		return refuse("a swap disk of %d MB exceeds the flavor's %d", out.swapMB, f.Swap)
 	}
-	format := cmp.Or(m.opts.DefaultEphemeralFormat, defaultEphemeralFormat)
-	if len(ephemerals) == 0 && f.EphemeralGB > 0 {
-		out.ephemeral = []ephemeral.Disk{{Name: ephemeralName(0), SizeGB: f.EphemeralGB, Format: format}}
-	}
-	total := 0
-	for i, b := range ephemerals {
-		size := f.EphemeralGB
-		if b.VolumeSize != nil && *b.VolumeSize != 0 {
-			size = *b.VolumeSize
-		}
-		if size <= 0 {
-			return refuse("an ephemeral disk of %d GB is asked for", size)
-		}
-		if b.Encrypted {
-			return refuse("encrypted ephemeral disks are not supported by the lxc driver")
-		}
-		if total += size; total > f.EphemeralGB {
-			return refuse("ephemeral disks of %d GB exceed the flavor's %d", total, f.EphemeralGB)
-		}
-		out.ephemeral = append(out.ephemeral, ephemeral.Disk{Name: ephemeralName(i), SizeGB: size, Format: cmp.Or(b.GuestFormat, format)})
+	var err error
+	if out.ephemeral, err = m.ephemeralDisks(f, bdms); err != nil {
+		return refuse("%v", err)
 	}
 	for _, d := range out.ephemeral {
 		if err := ephemeral.CheckFormat(d.Format); err != nil {
@@ -96,6 +78,36 @@ func (m *Manager) localDisks(inst *object.Instance, bdms []*object.BlockDeviceMa
 		}
 	}
 	return out, nil
+}
+
+// ephemeralDisks are the ephemeral disks of a flavor. Without a mapping they are one disk, as with every driver of nova's
+// (nova/virt/libvirt/blockinfo.py:get_disk_mapping); what the mappings ask for must not exceed the flavor
+// (nova/compute/api.py:_validate_bdm).
+func (m *Manager) ephemeralDisks(f *object.Flavor, bdms []*object.BlockDeviceMapping) ([]ephemeral.Disk, error) {
+	ephemerals, _ := blankDisks(bdms)
+	format := cmp.Or(m.opts.DefaultEphemeralFormat, defaultEphemeralFormat)
+	if len(ephemerals) == 0 && f.EphemeralGB > 0 {
+		return []ephemeral.Disk{{Name: ephemeralName(0), SizeGB: f.EphemeralGB, Format: format}}, nil
+	}
+	var disks []ephemeral.Disk
+	total := 0
+	for i, b := range ephemerals {
+		size := f.EphemeralGB
+		if b.VolumeSize != nil && *b.VolumeSize != 0 {
+			size = *b.VolumeSize
+		}
+		if size <= 0 {
+			return nil, fmt.Errorf("an ephemeral disk of %d GB is asked for", size)
+		}
+		if b.Encrypted {
+			return nil, errors.New("encrypted ephemeral disks are not supported by the lxc driver")
+		}
+		if total += size; total > f.EphemeralGB {
+			return nil, fmt.Errorf("ephemeral disks of %d GB exceed the flavor's %d", total, f.EphemeralGB)
+		}
+		disks = append(disks, ephemeral.Disk{Name: ephemeralName(i), SizeGB: size, Format: cmp.Or(b.GuestFormat, format)})
+	}
+	return disks, nil
 }
 
 // ephemeralName is what the metadata service calls a disk (nova/virt/block_device and nova/objects/block_device.py).

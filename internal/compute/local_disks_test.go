@@ -120,7 +120,7 @@ func TestBuildWithDisks(t *testing.T) {
 	guest, ok := w.driver.Instance(uuid)
 	require.True(t, ok)
 	require.Equal(t, []driver.Bind{
-		{Source: "/ephemeral/" + uuid + "/ephemeral0", Target: "mnt"}, {Source: "/ephemeral/" + uuid + "/ephemeral1", Target: "mnt/ephemeral1"},
+		{Source: w.ephemeral.dir + "/" + uuid + "/ephemeral0", Target: "mnt"}, {Source: w.ephemeral.dir + "/" + uuid + "/ephemeral1", Target: "mnt/ephemeral1"},
 	}, guest.Spec.Binds)
 	require.EqualValues(t, 64<<20, guest.Spec.Limits.SwapBytes)
 	require.Equal(t, []ephemeral.Disk{{Name: "ephemeral0", SizeGB: 1, Format: "ext4"}, {Name: "ephemeral1", SizeGB: 2, Format: "ext4"}}, w.ephemeral.disks[uuid].Disks)

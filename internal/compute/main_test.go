@@ -111,7 +111,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 		t: t, release: r, trail: trail, nova: novatest.New(), neutron: newFakeNeutron(t, trail), glance: &fakeGlance{trail: trail, data: image(t), images: newFakeImages(trail), status: http.StatusOK},
 		placement: placementtest.New("COMPUTE_NODE", "COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_STATUS_DISABLED"),
 		driver:    fake.New(), roots: &fakeRoots{trail: trail, dir: t.TempDir(), roots: map[string]storage.Root{}},
-		ephemeral: &fakeEphemeral{trail: trail, disks: map[string]ephemeral.Disks{}},
+		ephemeral: &fakeEphemeral{trail: trail, dir: t.TempDir(), disks: map[string]ephemeral.Disks{}},
 		plugger:   &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true},
 		opts: Options{
 			Host: testHost, InstanceNameTemplate: "instance-%08x", OVSBridge: "br-int", HostArch: "x86_64",
@@ -269,8 +269,26 @@ func (w *world) build(change map[string]any) {
 // built is a world with the captured server running.
 func built(t testing.TB, change ...func(*Options)) *world {
 	t.Helper()
+	return builtWith(t, nil, nil, change...)
+}
+
+// builtWith is built for a server with changes to its flavor, and block device mappings.
+func builtWith(t testing.TB, flavor map[string]any, bdms []any, change ...func(*Options)) *world {
+	t.Helper()
 	w := newWorld(t, change...)
-	w.build(nil)
+	var request map[string]any
+	if bdms != nil {
+		mappings := map[string]any{
+			"nova_object.name": "BlockDeviceMappingList", "nova_object.namespace": "nova", "nova_object.version": "1.18", "nova_object.data": map[string]any{"objects": bdms},
+		}
+		request = map[string]any{"block_device_mapping": mappings}
+		w.nova.SetBDMs(bdms)
+	}
+	args := w.buildArgs(request)
+	w.flavor(args, flavor)
+	w.plugEvents("completed")
+	_, err := w.call(user(t), "build_and_run_instance", args)
+	require.NoError(t, err)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	w.nova.ClearLog()
 	w.placement.ClearLog()

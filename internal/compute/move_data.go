@@ -17,6 +17,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/rpc"
 )
@@ -27,6 +28,7 @@ type incoming struct {
 	Migration string          `json:"migration"`
 	Ticket    transfer.Ticket `json:"ticket"`
 	Layer     bool            `json:"layer"`
+	Disks     int             `json:"disks,omitempty"` // ephemeral disks that come with it, the first of the record's
 	// Received: everything is here, and on disk.
 	Received bool `json:"received,omitempty"`
 }
@@ -37,6 +39,8 @@ type rootOffer struct {
 	Layer  bool            `json:"layer"` // only what differs from the image
 	Arch   string          `json:"arch"`
 	Used   uint64          `json:"used"` // bytes, 0: not known
+	// Disks are the ephemeral disks that are offered with it.
+	Disks []ephemeral.Disk `json:"disks,omitempty"`
 	// Of the record: what the guest calls its ports, and what the image's templates were given.
 	Names     map[string]string `json:"names"`
 	Templates *template.Vars    `json:"templates"`
@@ -181,9 +185,10 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 		return nil, exception.InstanceInvalidState(uuid, "task_state", inst.TaskState, "offer_root")
 	}
 	layer := m.sameImage(ctx, rec, fingerprint)
-	source := transfer.Source{IDs: rec.Root.IDs, Layer: layer, Open: func(ctx context.Context, _ bool) (string, func() error, error) {
+	root := transfer.Tree{Layer: layer, Open: func(ctx context.Context, _ bool) (string, func() error, error) {
 		return m.openTree(ctx, rec.Root, layer)
 	}}
+	source := transfer.Source{IDs: rec.Root.IDs, Trees: append([]transfer.Tree{root}, m.diskTrees(rec)...)}
 	if before := m.departures.of(uuid); before != nil {
 		before.Close()
 	}
@@ -193,11 +198,14 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 	}
 	m.departures.set(uuid, offer)
 	used, err := m.usedBytes(ctx, rec.Root, layer)
-	if err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("size of the root disk not known")
+	beside, besideErr := m.usedOnDisks(ctx, uuid)
+	if err := errors.Join(err, besideErr); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("size of the disks not known")
 	}
-	reqctx.Log(ctx).WithField("layer", layer).WithField("bytes", used).Info("root disk offered to another host")
-	return rootOffer{Ticket: offer.Ticket, Layer: layer, Arch: rec.Arch, Used: used, Names: rec.Names, Templates: rec.Templates}, nil
+	reqctx.Log(ctx).WithField("layer", layer).WithField("bytes", used+beside).WithField("disks", 1+len(rec.Ephemeral)).Info("disks offered to another host")
+	return rootOffer{
+		Ticket: offer.Ticket, Layer: layer, Arch: rec.Arch, Used: used + beside, Disks: rec.Ephemeral, Names: rec.Names, Templates: rec.Templates,
+	}, nil
 }
 
 // sameImage tells whether the other host has the very image that the root disk lies on, and this
@@ -267,7 +275,7 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 		return fmt.Errorf("ask for the root disk: %w", err)
 	}
 	if usage, err := m.Roots.Usage(ctx); err == nil && offer.Used > usage.Free {
-		return fmt.Errorf("%w: the root disk holds %d bytes, free are %d", storage.ErrNoSpace, offer.Used, usage.Free)
+		return fmt.Errorf("%w: the disks hold %d bytes, free are %d", storage.ErrNoSpace, offer.Used, usage.Free)
 	}
 	rec, err := m.stage(ctx, mv, offer, image.Path)
 	if err != nil {
@@ -309,10 +317,14 @@ func (m *Manager) clearIncoming(ctx context.Context, uuid string) error {
 	return m.removeFromHost(ctx, uuid)
 }
 
-// stage makes the root disk that is to be filled. Without the image it lies on an empty one.
+// stage makes the disks that are to be filled. Without the image the root disk lies on an empty one.
 func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePath string) (record, error) {
 	uuid := mv.inst.UUID
 	limits, err := m.limitsOf(ctx, uuid, mv.flavor)
+	if err != nil {
+		return record{}, err
+	}
+	disks, err := m.arrivingDisks(ctx, mv, offer.Disks)
 	if err != nil {
 		return record{}, err
 	}
@@ -322,8 +334,9 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePat
 	}
 	rec := record{
 		UUID: uuid, Name: mv.inst.Name(m.opts.InstanceNameTemplate), Created: time.Now().UTC(), Arch: offer.Arch, Names: offer.Names,
-		Root:     storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested},
-		Incoming: &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer},
+		Root:      storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested},
+		Ephemeral: disks,
+		Incoming:  &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
 	}
 	if offer.Layer {
 		rec.ImageID, rec.Root.ImagePath, rec.Templates = mv.image.ID, imagePath, offer.Templates
@@ -341,7 +354,8 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePat
 	if err := m.Roots.Create(ctx, rec.Root); err != nil {
 		return rec, fmt.Errorf("create root disk: %w", err)
 	}
-	return rec, nil
+	_, err = m.makeDisks(ctx, uuid, ids, disks)
+	return rec, err
 }
 
 func (m *Manager) openFetch(ctx context.Context, rec record) (*transfer.Fetch, func() error, error) {
@@ -349,7 +363,15 @@ func (m *Manager) openFetch(ctx context.Context, rec record) (*transfer.Fetch, f
 	if err != nil {
 		return nil, nil, fmt.Errorf("open root disk: %w", err)
 	}
-	fetch, err := transfer.NewFetch(rec.Incoming.Ticket, transfer.Target{Dir: dir, IDs: rec.Root.IDs, Layer: rec.Incoming.Layer})
+	target := transfer.Target{IDs: rec.Root.IDs, Dirs: []transfer.TargetDir{{Path: dir, Layer: rec.Incoming.Layer}}}
+	paths, err := m.mountedDisks(ctx, rec.UUID, rec.Incoming.Disks)
+	if err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	for _, path := range paths {
+		target.Dirs = append(target.Dirs, transfer.TargetDir{Path: path})
+	}
+	fetch, err := transfer.NewFetch(rec.Incoming.Ticket, target)
 	if err != nil {
 		return nil, nil, errors.Join(err, done())
 	}

@@ -65,7 +65,13 @@ func ownIDs(t testing.TB) func(*Options) {
 // twoHosts are a host with the captured server on it, and another one.
 func twoHosts(t testing.TB) (source, destination *world) {
 	t.Helper()
-	source = built(t, ownIDs(t))
+	return twoHostsWith(t, nil, nil)
+}
+
+// twoHostsWith is twoHosts for such a server as builtWith's.
+func twoHostsWith(t testing.TB, flavor map[string]any, bdms []any) (source, destination *world) {
+	t.Helper()
+	source = builtWith(t, flavor, bdms, ownIDs(t))
 	destination = newWorldBeside(t, "zed", source, ownIDs(t), func(o *Options) { o.Host = otherHost; o.VIFPluggingTimeout = 0 })
 	source.opts.VIFPluggingTimeout, source.Manager.opts.VIFPluggingTimeout = 0, 0
 	dir, err := source.Roots.Mount(t.Context(), storage.Root{InstanceID: uuid})
@@ -203,15 +209,18 @@ func TestMoveFailsOnTheDestination(t *testing.T) {
 		"no disk":       func(_, d *world) { d.trail.fail("root.create", storage.ErrNoSpace) },
 		"no source":     func(s, d *world) { delete(d.bus.hosts, s.opts.Host) },
 		"no message":    func(s, _ *world) { s.nova.Fail("resize_instance", errBoom) },
-		"too much":      func(_, d *world) { d.Manager.opts.RootDiskMaxGB = 1 },
+		"too much":      func(_, d *world) { d.Manager.opts.RootDiskDefaultGB, d.Manager.opts.RootDiskMaxGB = 5, 1 },
+		"no room":       func(_, d *world) { d.trail.fail("ephemeral.create", storage.ErrNoSpace) },
 		"node not save": func(s, _ *world) { s.nova.Fail("ComputeNode.save", errBoom) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			source, destination := twoHosts(t)
-			args := prepare(source, destination, source.flavorOf(map[string]any{"id": 99, "memory_mb": 128, "root_gb": 2}))
+			was := map[string]any{"ephemeral_gb": 1}
+			source, destination := twoHostsWith(t, was, nil)
+			args := prepareDisks(source, destination, was, map[string]any{"id": 99, "memory_mb": 128, "ephemeral_gb": 1})
 			fail(source, destination)
 			destination.step("prep_resize", args)
 			destination.drain()
+			source.endOffer(uuid) // it would expire
 			require.Equal(t, "active/-/"+testHost, source.nova.States(uuid))
 			require.Equal(t, `"error"`, source.status())
 			require.Len(t, source.nova.Faults(), 1)

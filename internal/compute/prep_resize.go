@@ -14,7 +14,7 @@ import (
 )
 
 // prepResize claims what an instance needs here and, if it comes from another host, copies its
-// root disk while its guest runs there (nova/compute/manager.py:prep_resize). Whatever fails, the
+// disks while its guest runs there (nova/compute/manager.py:prep_resize). Whatever fails, the
 // guest has noticed nothing, and another host may be tried.
 func (m *Manager) prepResize(ctx context.Context, mv *move) error {
 	if err := m.loadMove(ctx, mv); err != nil {
@@ -76,12 +76,6 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if m.same(mv) && old.ID == wanted.ID {
 		return exception.UnableToMigrateToSelf(mv.inst.UUID, m.opts.Host)
 	}
-	if old.EphemeralGB != wanted.EphemeralGB {
-		return &rolledBack{exception.ResizeError("the size of ephemeral disks cannot be changed by the lxc driver")}
-	}
-	if !m.same(mv) && old.EphemeralGB > 0 {
-		return &rolledBack{exception.ResizeError("ephemeral disks cannot be moved by the lxc driver")}
-	}
 	limits, err := m.limitsOf(ctx, mv.inst.UUID, wanted)
 	if err != nil {
 		return err
@@ -93,7 +87,7 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if wanted.RootGB < old.RootGB || limits.RootGB > 0 && (before.RootGB == 0 || limits.RootGB < before.RootGB) {
 		return &rolledBack{exception.ResizeError(fmt.Sprintf("the root disk of %d GB cannot be made smaller", before.RootGB))}
 	}
-	return nil
+	return m.checkDisks(ctx, mv)
 }
 
 // claimMove stores that the instance is about to come here (nova/compute/resource_tracker.py:resize_claim).

@@ -12,9 +12,9 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
-// resizeHere gives an instance of this host other limits and a larger root disk. Its guest is not
-// stopped, unless it cannot be given the limits while it runs.
-func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, limits flavor.Limits) error {
+// resizeHere gives an instance of this host other limits and larger disks. Its guest is not
+// stopped, unless it cannot be given the limits while it runs, or gets an ephemeral disk where it had none.
+func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, wanted *object.Flavor, limits flavor.Limits) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil {
 		return err
@@ -27,6 +27,9 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, limits 
 			return err
 		}
 	}
+	if err := m.growDisks(ctx, inst, wanted, limits); err != nil {
+		return err
+	}
 	return m.setLimits(ctx, inst, limits)
 }
 
@@ -35,18 +38,25 @@ func (m *Manager) growRoot(ctx context.Context, inst *object.Instance, rec recor
 	if sizeGB == 0 {
 		return fmt.Errorf("%w: the root disk of %d GB cannot lose its limit", storage.ErrUnsupported, rec.Root.SizeGB)
 	}
-	err := m.Roots.Grow(ctx, rec.UUID, sizeGB)
-	if errors.Is(err, storage.ErrBusy) { // it grows at its next mount
-		reqctx.Log(ctx).WithError(err).Info("stopping the guest to make its root disk larger")
-		if err = m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err == nil {
-			err = m.runRecorded(ctx, rec)
-		}
-	}
+	err := m.growStopping(ctx, inst, rec, func() error { return m.Roots.Grow(ctx, rec.UUID, sizeGB) })
 	if err != nil {
 		return fmt.Errorf("grow root disk: %w", err)
 	}
 	rec.Root.SizeGB = sizeGB
 	return m.saveRecord(rec)
+}
+
+// growStopping makes a disk larger, and lets the guest mount it anew if it cannot become so while it is mounted.
+func (m *Manager) growStopping(ctx context.Context, inst *object.Instance, rec record, grow func() error) error {
+	err := grow()
+	if !errors.Is(err, storage.ErrBusy) {
+		return err
+	}
+	reqctx.Log(ctx).WithError(err).Info("stopping the guest to make its disk larger")
+	if err := m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
+		return err
+	}
+	return m.runRecorded(ctx, rec)
 }
 
 // setLimits applies limits to a guest, running or not.

@@ -3,8 +3,8 @@ package compute
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -30,13 +30,20 @@ func (m *Manager) revertResize(ctx context.Context, mv *move) error {
 	return nil
 }
 
-// revertible looks whether the root disk, which grew in place, can become as small again.
+// revertible looks whether the disks, which grew in place, can become as small again.
 func (m *Manager) revertible(ctx context.Context, mv *move) error {
 	if !m.same(mv) || mv.inst.OldFlavor == nil {
 		return nil
 	}
 	rec, ok, err := m.record(mv.inst.UUID)
 	if err != nil || !ok {
+		return err
+	}
+	disks, err := m.disksUnder(ctx, mv.inst.UUID, mv.inst.OldFlavor, rec.Ephemeral)
+	if err == nil {
+		err = m.checkShrink(ctx, rec, disks)
+	}
+	if err != nil {
 		return err
 	}
 	limits, err := m.limitsOf(ctx, mv.inst.UUID, mv.inst.OldFlavor)
@@ -47,11 +54,7 @@ func (m *Manager) revertible(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	// A file system cannot be filled to the last byte while it is made smaller.
-	if room := uint64(limits.RootGB) << 30; used > room-room/16 { //nolint:gosec // sizes are positive
-		return exception.ResizeError(fmt.Sprintf("the root disk holds %d MB by now, which is too much for the old size of %d GB", used>>20, limits.RootGB))
-	}
-	return nil
+	return checkRoom("the root disk", used, limits.RootGB)
 }
 
 // refuseRevert leaves the server resized, so that its owner can make room or confirm.
@@ -137,7 +140,7 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	info, err := m.takeBack(ctx, mv, limits)
+	info, err := m.takeBack(ctx, mv, old, limits)
 	if err != nil {
 		return err
 	}
@@ -161,15 +164,15 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	return nil
 }
 
-// takeBack gives the instance its ports, limits and disk of before.
-func (m *Manager) takeBack(ctx context.Context, mv *move, limits flavor.Limits) (object.NetworkInfo, error) {
+// takeBack gives the instance its ports, limits and disks of before.
+func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, limits flavor.Limits) (object.NetworkInfo, error) {
 	inst := mv.inst
 	if m.same(mv) {
 		info, err := m.refreshNetworkInfo(ctx, inst)
 		if err != nil {
 			return nil, networkError(inst, err)
 		}
-		return info, m.resizeBack(ctx, inst, limits)
+		return info, m.resizeBack(ctx, inst, old, limits)
 	}
 	info, ports, err := m.bindHere(ctx, mv)
 	if err != nil {
@@ -198,27 +201,37 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, limits flavor.Limits) 
 	return info, m.runRecorded(ctx, rec)
 }
 
-// resizeBack undoes a resize on the same host. A disk that grew becomes small again while the guest is off.
-func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, limits flavor.Limits) error {
+// resizeBack undoes a resize on the same host. Disks that grew become small again while the guest is off.
+func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, old *object.Flavor, limits flavor.Limits) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
 		return errors.Join(err, exception.InstanceNotFound(inst.UUID))
 	}
-	if rec.Root.SizeGB == limits.RootGB {
-		return m.setLimits(ctx, inst, limits)
+	disks, err := m.disksUnder(ctx, inst.UUID, old, rec.Ephemeral)
+	if err != nil {
+		return err
 	}
 	state, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return err
 	}
+	stopped := isOff(state) && stateBefore(inst) == object.VMStateStopped
+	// One that is off and should not be was stopped here, by an attempt that was cut off.
+	if rec.Root.SizeGB == limits.RootGB && slices.Equal(disks, rec.Ephemeral) && (stopped || !isOff(state)) {
+		return m.setLimits(ctx, inst, limits)
+	}
 	if err := m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
 		return err
 	}
-	shrinkErr := m.shrinkRoot(ctx, rec, limits.RootGB)
+	var shrinkErr error
+	if rec.Root.SizeGB != limits.RootGB {
+		shrinkErr = m.shrinkRoot(ctx, rec, limits.RootGB)
+	}
+	shrinkErr = errors.Join(shrinkErr, m.shrinkDisks(ctx, inst, disks, limits))
 	if err := m.setLimits(ctx, inst, limits); err != nil {
 		return errors.Join(shrinkErr, err)
 	}
-	if !isOff(state) || stateBefore(inst) != object.VMStateStopped {
+	if !stopped {
 		if rec, _, err = m.record(inst.UUID); err != nil {
 			return err
 		}

@@ -7,8 +7,6 @@ const ackEvery = 64
 
 // acknowledgements are the entries of a connection that wait to be acknowledged.
 type acknowledgements struct {
-	had *manifest
-
 	mu      sync.Mutex // guards the fields below
 	last    uint64
 	waiting []sent
@@ -16,8 +14,8 @@ type acknowledgements struct {
 	moved   chan struct{} // closed and replaced with every acknowledgement
 }
 
-func newAcknowledgements(had *manifest) *acknowledgements {
-	return &acknowledgements{had: had, moved: make(chan struct{})}
+func newAcknowledgements() *acknowledgements {
+	return &acknowledgements{moved: make(chan struct{})}
 }
 
 // expect gives an entry that is about to be sent its number.
@@ -43,7 +41,9 @@ func (a *acknowledgements) acknowledge(seq uint64) {
 	close(a.moved)
 	a.moved = make(chan struct{})
 	a.mu.Unlock()
-	a.had.acknowledge(done)
+	for _, s := range done {
+		s.had.acknowledge(s)
+	}
 }
 
 // complete tells whether everything is applied, and if not what to wait for.

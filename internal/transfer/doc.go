@@ -1,5 +1,6 @@
-// Package transfer brings a root disk's tree from one host to another: over TLS, in
-// several passes, while its guest runs and once more after it has stopped.
+// Package transfer brings the trees of an instance's disks from one host to another: over TLS, in
+// several passes, while its guest runs and once more after it has stopped. A pass goes through
+// the trees one after the other.
 //
 // The source serves and the destination pulls. Who may pull is told by a Ticket, which
 // the two hosts exchange over the message bus: the server's address, the SHA-256 of its

@@ -28,29 +28,40 @@ const (
 	maxPasses = 4
 )
 
-// Target is where a root disk goes.
+// Target is where the trees of a Source go.
 type Target struct {
-	Dir   string          // exists; nobody else uses it
-	IDs   storage.IDRange //
-	Layer bool            // as in Source
+	IDs  storage.IDRange
+	Dirs []TargetDir // as many as the Source has trees
 }
 
-// Fetch is a root disk on its way to this host. It is used by one goroutine.
+// TargetDir is where one tree goes.
+type TargetDir struct {
+	Path  string // exists; nobody else uses it
+	Layer bool   // as in Tree
+}
+
+// Fetch are an instance's disks on their way to this host. It is used by one goroutine.
 type Fetch struct {
 	ticket Ticket
-	target Target
-	r      *receiver
+	trees  []*receiver
+	r      *receiver // of the tree that comes now
+	buf    []byte    // of a frame
 	raw    net.Conn
 	c      *codec
 }
 
 // NewFetch begins a transfer; nothing is sent before the first pass. Close it.
 func NewFetch(t Ticket, target Target) (*Fetch, error) {
-	r, err := newReceiver(target.Dir, target.IDs, target.Layer)
-	if err != nil {
-		return nil, err
+	f := &Fetch{ticket: t, buf: make([]byte, chunk+8)}
+	for _, dir := range target.Dirs {
+		r, err := newReceiver(dir.Path, target.IDs, dir.Layer, f.buf)
+		if err != nil {
+			f.Close(nil)
+			return nil, err
+		}
+		f.trees = append(f.trees, r)
 	}
-	return &Fetch{ticket: t, target: target, r: r}, nil
+	return f, nil
 }
 
 // Running copies the tree while its guest runs, again and again until what has changed
@@ -76,7 +87,9 @@ func (f *Fetch) Close(cause error) {
 		f.tell(cause)
 	}
 	f.hangUp()
-	f.r.close()
+	for _, r := range f.trees {
+		r.close()
+	}
 }
 
 func (f *Fetch) hangUp() {
@@ -144,7 +157,7 @@ func (f *Fetch) tell(cause error) {
 		return
 	}
 	for end := time.Now().Add(dialTimeout); time.Now().Before(end); {
-		if _, _, err := f.c.read(f.r.buf); err != nil {
+		if _, _, err := f.c.read(f.buf); err != nil {
 			if _, broken := errors.AsType[*wireError](err); broken {
 				return
 			}
@@ -172,8 +185,9 @@ func (f *Fetch) attempt(ctx context.Context, k kind) (applied int, err error) {
 func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 	began := time.Now()
 	var seq uint64
+	f.r = f.trees[0]
 	for {
-		kind, body, err := f.c.read(f.r.buf)
+		kind, body, err := f.c.read(f.buf)
 		if err != nil {
 			return applied, err
 		}
@@ -193,6 +207,11 @@ func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 					return applied, err
 				}
 			}
+		case kindTree:
+			if len(body) != 1 || int(body[0]) >= len(f.trees) {
+				return applied, &localError{fmt.Errorf("%w: tree %v of %d", errFrame, body, len(f.trees))}
+			}
+			f.r = f.trees[body[0]]
 		case kindDone:
 			return applied, f.conclude(ctx, seq, k, body, began)
 		case kindAlive:
@@ -230,9 +249,14 @@ func (f *Fetch) conclude(ctx context.Context, seq uint64, k kind, body []byte, b
 	if err := json.Unmarshal(body, &count); err != nil {
 		return &localError{errFrame}
 	}
-	f.r.leave()
-	if err := f.r.sync(); err != nil {
-		return &localError{err}
+	if f.r != f.trees[len(f.trees)-1] {
+		return &localError{fmt.Errorf("%w: fewer trees than %d", errFrame, len(f.trees))}
+	}
+	for _, r := range f.trees {
+		r.leave()
+		if err := r.sync(); err != nil {
+			return &localError{err}
+		}
 	}
 	if err := f.acknowledge(seq); err != nil {
 		return err

@@ -66,6 +66,7 @@ func (m *manifest) link(ino uint64) (string, bool) {
 // sent is an entry that waits for its acknowledgement.
 type sent struct {
 	seq     uint64
+	had     *manifest // of its tree
 	path    string
 	version version
 	keep    bool // it did not change while the pass went on
@@ -73,16 +74,14 @@ type sent struct {
 }
 
 // acknowledge notes what the destination has applied.
-func (m *manifest) acknowledge(entries []sent) {
+func (m *manifest) acknowledge(s sent) {
+	if !s.keep {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range entries {
-		if !s.keep {
-			continue
-		}
-		m.had[maphash.String(m.seed, s.path)] = s.version
-		if s.link {
-			m.links[s.version.ino] = s.path
-		}
+	m.had[maphash.String(m.seed, s.path)] = s.version
+	if s.link {
+		m.links[s.version.ino] = s.path
 	}
 }

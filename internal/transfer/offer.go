@@ -31,7 +31,7 @@ type Offer struct {
 	source Source
 	ctx    context.Context //nolint:containedctx // the life of the offer, which no single call has
 	cancel context.CancelCauseFunc
-	had    *manifest
+	had    []*manifest // of each tree
 
 	sent      atomic.Int64 // bytes of content
 	connected atomic.Bool
@@ -95,7 +95,7 @@ func (o *Offer) serve(raw net.Conn) error {
 		time.AfterFunc(lastWord, func() { _ = raw.Close() })
 	})
 	defer stop()
-	acks := newAcknowledgements(o.had)
+	acks := newAcknowledgements()
 	requests := make(chan kind) // one at a time: the destination waits for the end of a pass
 	var reader sync.WaitGroup
 	reader.Go(func() {
@@ -189,21 +189,20 @@ func (o *Offer) answer(ctx context.Context, c *codec, acks *acknowledgements, k 
 }
 
 func (o *Offer) pass(ctx context.Context, c *codec, acks *acknowledgements, last bool) (passed, error) {
-	dir, done, err := o.source.Open(ctx, last)
-	if err != nil {
-		return passed{}, err
+	s := &sender{c: c, acks: acks, ids: o.source.IDs, total: &o.sent}
+	defer o.report(ctx, acks)()
+	for i, tree := range o.source.Trees {
+		if i > 0 {
+			if err := c.write(kindTree, []byte{byte(i)}); err != nil {
+				return s.count, err
+			}
+		}
+		s.had, s.layer = o.had[i], tree.Layer
+		if err := s.sendTree(ctx, tree, last); err != nil {
+			return s.count, err
+		}
 	}
-	s := &sender{c: c, acks: acks, had: o.had, ids: o.source.IDs, layer: o.source.Layer, total: &o.sent}
-	stop := o.report(ctx, acks)
-	err = s.send(ctx, dir)
-	stop()
-	if closeErr := done(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = c.send(kindDone, s.count)
-	}
-	return s.count, err
+	return s.count, c.send(kindDone, s.count)
 }
 
 // progressEvery is how often a transfer that takes long says how far it is.

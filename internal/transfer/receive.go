@@ -23,15 +23,15 @@ type receiver struct {
 
 	parent     int // the directory of the last entry, open; -1: none
 	parentPath string
-	buf        []byte
+	buf        []byte // of a frame
 }
 
-func newReceiver(dir string, ids storage.IDRange, layer bool) (*receiver, error) {
+func newReceiver(dir string, ids storage.IDRange, layer bool, buf []byte) (*receiver, error) {
 	root, err := openDir(unix.AT_FDCWD, dir)
 	if err != nil {
-		return nil, fmt.Errorf("open root disk: %w", err)
+		return nil, fmt.Errorf("open disk: %w", err)
 	}
-	return &receiver{root: root, ids: ids, layer: layer, parent: -1, buf: make([]byte, chunk+8)}, nil
+	return &receiver{root: root, ids: ids, layer: layer, parent: -1, buf: buf}, nil
 }
 
 func (r *receiver) close() {
@@ -52,7 +52,7 @@ func (r *receiver) leave() {
 // sync forces everything to disk, and says so if something did not get there.
 func (r *receiver) sync() error {
 	if err := unix.Syncfs(r.root); err != nil {
-		return fmt.Errorf("write root disk: %w", err)
+		return fmt.Errorf("write disk: %w", err)
 	}
 	return nil
 }

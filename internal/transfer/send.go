@@ -28,12 +28,14 @@ const (
 	maxXattr = 64 << 10
 )
 
-// sender sends one pass of a tree.
+// sender sends one pass, tree by tree.
 type sender struct {
-	c     *codec
-	acks  *acknowledgements
+	c    *codec
+	acks *acknowledgements
+	ids  storage.IDRange
+
+	// Of the tree that is sent.
 	had   *manifest
-	ids   storage.IDRange
 	layer bool
 
 	began int64 // nanoseconds; what changed after is sent again by the next pass
@@ -44,6 +46,19 @@ type sender struct {
 
 	count passed
 	total *atomic.Int64 // bytes of content, all passes together
+}
+
+// sendTree opens a tree for as long as it takes to send it.
+func (s *sender) sendTree(ctx context.Context, tree Tree, last bool) error {
+	dir, done, err := tree.Open(ctx, last)
+	if err != nil {
+		return err
+	}
+	err = s.send(ctx, dir)
+	if closeErr := done(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // send walks the tree at dir.
@@ -315,7 +330,7 @@ func (s *sender) names(names []string) error {
 func (s *sender) entry(e *entry, st *unix.Stat_t, whole bool) error {
 	s.count.Entries++
 	e.Seq = s.acks.expect(sent{
-		path: string(e.Path), version: versionOf(st), link: st.Nlink > 1 && st.Mode&unix.S_IFMT == unix.S_IFREG,
+		had: s.had, path: string(e.Path), version: versionOf(st), link: st.Nlink > 1 && st.Mode&unix.S_IFMT == unix.S_IFREG,
 		keep: whole && st.Ctim.Nano() < s.began,
 	})
 	return s.c.writeJSON(kindEntry, e)

@@ -53,12 +53,17 @@ type Ticket struct {
 // String hides the token.
 func (t Ticket) String() string { return "ticket of " + t.ID + " at " + t.Address }
 
-// Source is a root disk that a Server offers.
+// Source is what a Server offers of an instance: the tree of its root disk, and those of its other disks.
 type Source struct {
+	IDs   storage.IDRange // of the guest
+	Trees []Tree
+}
+
+// Tree is one disk's.
+type Tree struct {
 	// Open makes the tree readable until the returned function is called. last tells that the guest has stopped.
 	Open  func(ctx context.Context, last bool) (dir string, done func() error, err error)
-	IDs   storage.IDRange // of the guest
-	Layer bool            // the tree is an overlay's layer
+	Layer bool // it is an overlay's layer
 }
 
 // Server offers root disks. It listens while it has offers, and only then.
@@ -97,9 +102,13 @@ func (s *Server) Offer(ctx context.Context, id string, src Source) (*Offer, erro
 	if err := s.listen(context.WithoutCancel(ctx)); err != nil {
 		return nil, fmt.Errorf("offer root disk: %w", err)
 	}
+	had := make([]*manifest, len(src.Trees))
+	for i := range had {
+		had[i] = newManifest()
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	o := &Offer{
-		server: s, source: src, ctx: ctx, cancel: cancel, had: newManifest(),
+		server: s, source: src, ctx: ctx, cancel: cancel, had: had,
 		final: make(chan struct{}), finished: make(chan struct{}),
 		Ticket: Ticket{Address: s.listener.Addr().String(), Certificate: s.cert, ID: id, Token: hex.EncodeToString(token)},
 	}

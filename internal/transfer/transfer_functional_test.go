@@ -3,7 +3,6 @@
 package transfer
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"sync"
@@ -40,12 +39,10 @@ func TestOtherRange(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(from, "hosts"), nil, 0o600), "a file of the host's root")
 
 	server := NewServer(Options{Address: "127.0.0.1"})
-	offer, err := server.Offer(t.Context(), "m", Source{IDs: source, Layer: true, Open: func(context.Context, bool) (string, func() error, error) {
-		return from, func() error { return nil }, nil
-	}})
+	offer, err := server.Offer(t.Context(), "m", Source{IDs: source, Trees: []Tree{{treeAt(from).Open, true}}})
 	require.NoError(t, err)
 	defer offer.Close()
-	fetch, err := NewFetch(offer.Ticket, Target{Dir: to, IDs: target, Layer: true})
+	fetch, err := NewFetch(offer.Ticket, Target{IDs: target, Dirs: []TargetDir{{to, true}}})
 	require.NoError(t, err)
 	defer fetch.Close(nil)
 	require.NoError(t, fetch.Running(t.Context()))
@@ -89,7 +86,7 @@ func TestFullDisk(t *testing.T) {
 	small := t.TempDir()
 	require.NoError(t, unix.Mount("none", small, "tmpfs", 0, "size=256k"))
 	defer func() { require.NoError(t, unix.Unmount(small, unix.MNT_DETACH)) }()
-	fetch, err := NewFetch(p.offer.Ticket, Target{Dir: small, IDs: p.ids})
+	fetch, err := NewFetch(p.offer.Ticket, p.target(small))
 	require.NoError(t, err)
 	err = fetch.Running(t.Context())
 	fetch.Close(err)

@@ -120,15 +120,28 @@ func newPair(t testing.TB, o Options) *pair {
 	}
 	p.server = NewServer(o)
 	var err error
-	p.offer, err = p.server.Offer(context.Background(), "m1", Source{IDs: p.ids, Open: func(context.Context, bool) (string, func() error, error) {
-		return p.from, func() error { return nil }, nil
-	}})
+	p.offer, err = p.server.Offer(context.Background(), "m1", Source{IDs: p.ids, Trees: []Tree{treeAt(p.from)}})
 	require.NoError(t, err)
 	t.Cleanup(func() { p.offer.Close() })
-	p.fetch, err = NewFetch(p.offer.Ticket, Target{Dir: p.to, IDs: p.ids})
+	p.fetch, err = NewFetch(p.offer.Ticket, p.target(p.to))
 	require.NoError(t, err)
 	t.Cleanup(func() { p.fetch.Close(nil) })
 	return p
+}
+
+// treeAt is a tree that can be read at any time.
+func treeAt(dir string) Tree {
+	return Tree{Open: func(context.Context, bool) (string, func() error, error) {
+		return dir, func() error { return nil }, nil
+	}}
+}
+
+func (p *pair) target(dirs ...string) Target {
+	target := Target{IDs: p.ids}
+	for _, dir := range dirs {
+		target.Dirs = append(target.Dirs, TargetDir{Path: dir})
+	}
+	return target
 }
 
 func (p *pair) equal(t testing.TB) {
@@ -247,11 +260,12 @@ func TestWrongTickets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ticket := p.offer.Ticket
 			change(&ticket)
-			f, err := NewFetch(ticket, Target{Dir: t.TempDir(), IDs: p.ids})
+			dir := t.TempDir()
+			f, err := NewFetch(ticket, p.target(dir))
 			require.NoError(t, err)
 			defer f.Close(nil)
 			require.Error(t, f.Running(t.Context()))
-			left, err := os.ReadDir(f.target.Dir)
+			left, err := os.ReadDir(dir)
 			require.NoError(t, err)
 			require.Empty(t, left)
 		})
@@ -280,8 +294,59 @@ func TestDestinationGivesUp(t *testing.T) {
 	err := p.offer.Finish(t.Context())
 	require.ErrorIs(t, err, ErrAborted)
 	require.ErrorContains(t, err, "disk full")
-	p.fetch, err = NewFetch(p.offer.Ticket, Target{Dir: p.to, IDs: p.ids})
+	p.fetch, err = NewFetch(p.offer.Ticket, p.target(p.to))
 	require.NoError(t, err)
+}
+
+// TestSeveralTrees: the disks of an instance go together, each to its own place, and what changed on any of them goes again.
+func TestSeveralTrees(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, Options{})
+	from, to := []string{p.from, t.TempDir(), t.TempDir()}, []string{p.to, t.TempDir(), t.TempDir()}
+	tree(t, from[1])
+	source := Source{IDs: p.ids}
+	for _, dir := range from {
+		source.Trees = append(source.Trees, treeAt(dir))
+	}
+	offer, err := p.server.Offer(t.Context(), "m2", source)
+	require.NoError(t, err)
+	defer offer.Close()
+	fetch, err := NewFetch(offer.Ticket, p.target(to...))
+	require.NoError(t, err)
+	defer fetch.Close(nil)
+	equal := func() {
+		t.Helper()
+		for i := range from {
+			require.Equal(t, listing(t, from[i], p.ids.Base), listing(t, to[i], p.ids.Base), i)
+		}
+	}
+	time.Sleep(settled + 100*time.Millisecond)
+	require.NoError(t, fetch.Running(t.Context()))
+	equal()
+	// The same names on two of them, and a file that goes.
+	require.NoError(t, os.WriteFile(filepath.Join(from[1], "etc/passwd"), []byte("other\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(from[2], "only"), []byte("one\n"), 0o600))
+	require.NoError(t, os.RemoveAll(filepath.Join(from[1], "var/lib")))
+	before := offer.sent.Load()
+	q := &pair{offer: offer, fetch: fetch}
+	q.finish(t)
+	equal()
+	require.Less(t, offer.sent.Load()-before, int64(100), "only what changed has content to send")
+}
+
+// TestTreesThatDiffer: neither more trees than there is room for, nor fewer than are expected.
+func TestTreesThatDiffer(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, Options{})
+	two, err := p.server.Offer(t.Context(), "m2", Source{IDs: p.ids, Trees: []Tree{treeAt(p.from), treeAt(p.from)}})
+	require.NoError(t, err)
+	defer two.Close()
+	for ticket, dirs := range map[Ticket][]string{two.Ticket: {t.TempDir()}, p.offer.Ticket: {t.TempDir(), t.TempDir()}} {
+		fetch, err := NewFetch(ticket, p.target(dirs...))
+		require.NoError(t, err)
+		require.ErrorIs(t, fetch.Running(t.Context()), errFrame)
+		fetch.Close(nil)
+	}
 }
 
 func TestNotListeningWithoutOffers(t *testing.T) {
@@ -298,7 +363,7 @@ func TestHostileEntriesAreRefused(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(outside, "victim"), []byte("v"), 0o600))
 	require.NoError(t, os.Symlink(outside, filepath.Join(dir, "link")))
-	r, err := newReceiver(dir, ids, false)
+	r, err := newReceiver(dir, ids, false, nil)
 	require.NoError(t, err)
 	defer r.close()
 	for _, e := range []entry{
@@ -372,10 +437,11 @@ func FuzzReceive(f *testing.F) {
 	_ = c.send(kindDone, passed{})
 	f.Add(b.Bytes())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := newReceiver(t.TempDir(), storage.IDRange{Base: uint32(os.Getuid()), Size: 65536}, true)
+		dir := TargetDir{Path: t.TempDir(), Layer: true}
+		fetch, err := NewFetch(Ticket{}, Target{IDs: storage.IDRange{Base: uint32(os.Getuid()), Size: 65536}, Dirs: []TargetDir{dir}})
 		require.NoError(t, err)
-		defer r.close()
-		fetch := &Fetch{r: r, c: newCodec(bytes.NewBuffer(data))}
+		defer fetch.Close(nil)
+		fetch.c = newCodec(bytes.NewBuffer(data))
 		_, _ = fetch.consume(t.Context(), kindPass)
 	})
 }

@@ -30,6 +30,7 @@ const (
 	kindData    kind = 'D' // eight bytes of offset, content
 	kindNames   kind = 'N' // names that the directory has, each ended by a zero byte
 	kindEnd     kind = 'X' // end of an entry's data or names
+	kindTree    kind = 'T' // number of the tree that follows, in a byte; a pass begins with the first
 	kindDone    kind = 'Z' // passed: the pass is complete
 	kindAlive   kind = 'K' // nothing to send yet
 	kindRefuse  kind = 'R' // failure: the source gives up, or takes the ticket for wrong

@@ -25,6 +25,7 @@ type Conductor struct {
 	nodes      map[string]Fields
 	services   []Fields
 	migrations []Fields
+	bdms       []json.RawMessage
 	taskLogs   map[string]bool // by taskKey
 	faults     []Fields
 	casts      []Cast

@@ -28,6 +28,16 @@ func list(class string, objects []json.RawMessage) json.RawMessage {
 	return Object(class, Fields{"objects": Raw(objects)})
 }
 
+// SetBDMs stores the block device mappings of every instance.
+func (c *Conductor) SetBDMs(bdms []any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bdms = nil
+	for _, b := range bdms {
+		c.bdms = append(c.bdms, Raw(b))
+	}
+}
+
 // SetInstance stores a row with all its attributes; a field info_cache is taken apart.
 func (c *Conductor) SetInstance(fields Fields) {
 	c.mu.Lock()

@@ -31,7 +31,7 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"VirtualInterface.destroy":                      destroyVIF,
 	"InstanceDeviceMetadata.get_by_instance_uuid":   getDevices,
 	"BlockDeviceMapping.save":                       saved,
-	"BlockDeviceMappingList.get_by_instance_uuid":   noBDMs,
+	"BlockDeviceMappingList.get_by_instance_uuid":   getBDMs,
 	"ComputeNode.get_by_uuid":                       getNode,
 	"ComputeNodeList.get_all_by_host":               nodesByHost,
 	"ComputeNode.create":                            createNode,
@@ -247,8 +247,8 @@ func getDevices(c *Conductor, in *request) (json.RawMessage, error) {
 	return null, nil
 }
 
-func noBDMs(*Conductor, *request) (json.RawMessage, error) {
-	return list("BlockDeviceMappingList", nil), nil
+func getBDMs(c *Conductor, _ *request) (json.RawMessage, error) {
+	return list("BlockDeviceMappingList", c.bdms), nil
 }
 
 func getNode(c *Conductor, in *request) (json.RawMessage, error) {
