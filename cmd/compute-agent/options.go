@@ -124,7 +124,7 @@ func identityDirs(c *config.Config, sources config.Sources) []string {
 func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, pool []storage.IDRange) compute.Options {
 	d := &c.Default
 	return compute.Options{
-		Host: d.Host, InstanceNameTemplate: d.InstanceNameTemplate, OVSBridge: c.Neutron.OVSBridge, HostArch: host.Arch,
+		Host: d.Host, InstanceNameTemplate: d.InstanceNameTemplate, OVSBridge: c.Neutron.OVSBridge, HostArch: host.Arch, Cgroups: host.Cgroups,
 		MaxConcurrentBuilds: d.MaxConcurrentBuilds, MaxConcurrentSnapshots: d.MaxConcurrentSnapshots,
 		VIFPluggingTimeout: d.VIFPluggingTimeout, VIFPluggingIsFatal: d.VIFPluggingIsFatal,
 		ShutdownTimeout: d.ShutdownTimeout, ShutdownRetryInterval: c.Compute.ShutdownRetryInterval, RebootTimeout: rebootTimeout(c),

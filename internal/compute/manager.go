@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/keylock"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -31,8 +32,9 @@ import (
 type Options struct {
 	Host                 string // [DEFAULT] host: RPC server, Service.host, binding:host_id
 	InstanceNameTemplate string
-	OVSBridge            string // [neutron] ovs_bridge
-	HostArch             string // Nova's name of the host's architecture
+	OVSBridge            string          // [neutron] ovs_bridge
+	HostArch             string          // Nova's name of the host's architecture
+	Cgroups              hostinfo.Layout // of this host
 
 	MaxConcurrentBuilds    int // 0: unlimited
 	MaxConcurrentSnapshots int // 0: unlimited

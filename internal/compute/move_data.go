@@ -12,6 +12,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/template"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -277,7 +278,7 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if usage, err := m.Roots.Usage(ctx); err == nil && offer.Used > usage.Free {
 		return fmt.Errorf("%w: the disks hold %d bytes, free are %d", storage.ErrNoSpace, offer.Used, usage.Free)
 	}
-	rec, err := m.stage(ctx, mv, offer, image.Path)
+	rec, err := m.stage(ctx, mv, offer, image)
 	if err != nil {
 		return err
 	}
@@ -318,9 +319,12 @@ func (m *Manager) clearIncoming(ctx context.Context, uuid string) error {
 }
 
 // stage makes the disks that are to be filled. Without the image the root disk lies on an empty one.
-func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePath string) (record, error) {
+func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image imagesync.Image) (record, error) {
 	uuid := mv.inst.UUID
 	limits, err := m.limitsOf(ctx, uuid, mv.flavor)
+	if err == nil {
+		err = m.checkMovedImage(mv, image.Metadata, limits)
+	}
 	if err != nil {
 		return record{}, err
 	}
@@ -339,7 +343,7 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, imagePat
 		Incoming:  &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
 	}
 	if offer.Layer {
-		rec.ImageID, rec.Root.ImagePath, rec.Templates = mv.image.ID, imagePath, offer.Templates
+		rec.ImageID, rec.Root.ImagePath, rec.Templates = mv.image.ID, image.Path, offer.Templates
 	} else if err := os.MkdirAll(m.opts.EmptyImage, 0o755); err != nil { //nolint:gosec // it is a root file system's root
 		return rec, err
 	}

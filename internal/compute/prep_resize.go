@@ -87,6 +87,13 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if wanted.RootGB < old.RootGB || limits.RootGB > 0 && (before.RootGB == 0 || limits.RootGB < before.RootGB) {
 		return &rolledBack{exception.ResizeError(fmt.Sprintf("the root disk of %d GB cannot be made smaller", before.RootGB))}
 	}
+	image, _, err := m.Images.Get(ctx, mv.image.ID) // one that is not here yet is looked at when it is
+	if err != nil {
+		return err
+	}
+	if err := m.checkMovedImage(mv, image.Metadata, limits); err != nil {
+		return err
+	}
 	return m.checkDisks(ctx, mv)
 }
 

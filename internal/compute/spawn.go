@@ -177,8 +177,18 @@ func (s *spawn) fetchImage(ctx context.Context) (err error) {
 	if err := s.m.checkImage(s.inst, &s.r.Image); err != nil {
 		return err
 	}
-	s.image, err = s.m.syncImage(ctx, &s.r.Image)
-	return err
+	// What Glance knows of its requirements need not wait until it is fetched.
+	if err := s.checkRequirements(imagesync.Metadata{}); err != nil {
+		return err
+	}
+	if s.image, err = s.m.syncImage(ctx, &s.r.Image); err != nil {
+		return err
+	}
+	return s.checkRequirements(s.image.Metadata)
+}
+
+func (s *spawn) checkRequirements(metadata imagesync.Metadata) error {
+	return s.m.checkRequirements(s.r.Image.ID, s.r.Image.Property, metadata, s.inst.Flavor, s.limits)
 }
 
 // makeRoot makes the root disk of the image that was fetched, and the container's configuration.
