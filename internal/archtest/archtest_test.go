@@ -30,6 +30,7 @@ var allowed = []struct {
 	{"internal/keylock", nil},
 	{"internal/metrics", nil},
 	{"internal/hostinfo", nil},
+	{"internal/idattr", nil},
 	{"internal/stopwatch", nil},
 
 	{"flavor", nil},
@@ -55,7 +56,7 @@ var allowed = []struct {
 const leaves = "leaves"
 
 var leafPackages = []string{
-	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/stopwatch",
+	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/idattr", "internal/stopwatch",
 }
 
 // fences map a library to the only trees that may import it.
