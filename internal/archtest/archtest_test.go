@@ -46,7 +46,6 @@ var allowed = []struct {
 	{"internal/configdrive", []string{"internal/storage", "internal/storage/mount", leaves}},
 	{"internal/control", []string{"imagesync/...", leaves}},
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
-	{"internal/volume/...", []string{"internal/volume/...", "internal/openstack/...", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
 	{"internal/compute", []string{"..."}},
