@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/imagesync/unpack"
+	"github.com/compute-agent/compute-agent/internal/idattr"
 )
 
 var roomy = unpack.Limits{Entries: 100_000, Bytes: 1 << 40, MaxID: 65535}
@@ -164,10 +165,10 @@ func build(t testing.TB, base uint32) string {
 	require.NoError(t, os.Lchown(filepath.Join(root, "etc/hostname"), int(base+1000), int(base+65535)))
 	require.NoError(t, unix.Chmod(su, 0o4755))
 	if hasXattrs(t, root) {
-		require.NoError(t, unix.Setxattr(ping, capability, []byte(capV2), 0))
+		require.NoError(t, unix.Setxattr(ping, idattr.Capability, []byte(capV2), 0))
 		require.NoError(t, unix.Setxattr(filepath.Join(root, "etc"), "user.note", []byte("a\x00b\n="), 0))
-		require.NoError(t, unix.Setxattr(filepath.Join(root, "etc/empty"), aclAccess, []byte(acl(base+1000)), 0))
-		require.NoError(t, unix.Setxattr(filepath.Join(root, "etc"), aclDefault, []byte(acl(base+1000)), 0))
+		require.NoError(t, unix.Setxattr(filepath.Join(root, "etc/empty"), idattr.ACLAccess, []byte(acl(base+1000)), 0))
+		require.NoError(t, unix.Setxattr(filepath.Join(root, "etc"), idattr.ACLDefault, []byte(acl(base+1000)), 0))
 	}
 	stamps := map[string]time.Time{
 		"etc/empty": time.Unix(-10, 500_000_000), "etc/hostname": time.Unix(1_600_000_000, 123_456_789), "hole": time.Unix(1_500_000_000, 0),
@@ -298,7 +299,7 @@ func TestOwnersAreShiftedBack(t *testing.T) {
 	require.NoError(t, os.WriteFile(stranger, nil, 0o600))
 	if hasXattrs(t, root) {
 		capV3 := "\x01\x00\x00\x03" + capV2[4:] + "\x40\x42\x0f\x00" // root id 1,000,000
-		require.NoError(t, unix.Setxattr(filepath.Join(root, "bin/ping"), capability, []byte(capV3), 0))
+		require.NoError(t, unix.Setxattr(filepath.Join(root, "bin/ping"), idattr.Capability, []byte(capV3), 0))
 	}
 	data, stats := write(t, root, Options{Compression: None, Shift: Shift{Base: base, Count: 65536}})
 	require.Equal(t, 1, stats.Foreign)
@@ -311,10 +312,10 @@ func TestOwnersAreShiftedBack(t *testing.T) {
 	n.UID, n.GID = Overflow, Overflow
 	want["stranger"] = n
 	if hasXattrs(t, root) {
-		want["bin/ping"].Xattrs[capability] = capV2
-		want["bin/ping6"].Xattrs[capability] = capV2
-		want["etc/empty"].Xattrs[aclAccess] = acl(1000)
-		want["etc"].Xattrs[aclDefault] = acl(1000)
+		want["bin/ping"].Xattrs[idattr.Capability] = capV2
+		want["bin/ping6"].Xattrs[idattr.Capability] = capV2
+		want["etc/empty"].Xattrs[idattr.ACLAccess] = acl(1000)
+		want["etc"].Xattrs[idattr.ACLDefault] = acl(1000)
 	}
 	if diff := cmp.Diff(want, snapshot(t, tree, 0)); diff != "" {
 		t.Errorf("shifted tree (-want +got):\n%s", diff)

@@ -1,33 +1,16 @@
 package pack
 
 import (
-	"encoding/binary"
 	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/idattr"
 )
 
-// Names of the attributes with a meaning of their own.
-const (
-	aclAccess  = "system.posix_acl_access"
-	aclDefault = "system.posix_acl_default"
-	capability = "security.capability"
-)
-
-// Layouts with ids inside: include/uapi/linux/capability.h and posix_acl_xattr.h.
-const (
-	capRevisionMask = 0xff000000
-	capRevision2    = 0x02000000
-	capRevision3    = 0x03000000
-	capV2Size       = 20
-	capV3Size       = 24
-
-	aclHeader = 4
-	aclEntry  = 8
-	aclUser   = 0x02
-	aclGroup  = 0x08
-)
+// errNoID: the guest does not have the id.
+var errNoID = errors.New("no id of the guest")
 
 // maxXattrs bounds the list of names; the kernel's own bound (XATTR_LIST_MAX).
 const maxXattrs = 64 << 10
@@ -73,7 +56,7 @@ func (p *packer) xattrs(fd int) (map[string]string, error) {
 // keeps tells whether an attribute belongs to the image: not those of the host's
 // security modules, not overlayfs's, and none whose name a PAX record cannot hold.
 func (p *packer) keeps(name string) bool {
-	if name == aclAccess || name == aclDefault || name == capability {
+	if name == idattr.ACLAccess || name == idattr.ACLDefault || name == idattr.Capability {
 		return true
 	}
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") && !strings.ContainsRune(name, '=')
@@ -103,9 +86,9 @@ func (p *packer) translate(name string, value []byte) ([]byte, bool) {
 		return value, true
 	}
 	switch name {
-	case capability:
+	case idattr.Capability:
 		return p.shift.capability(value)
-	case aclAccess, aclDefault:
+	case idattr.ACLAccess, idattr.ACLDefault:
 		return p.shift.acl(value)
 	}
 	return value, true
@@ -114,40 +97,28 @@ func (p *packer) translate(name string, value []byte) ([]byte, bool) {
 // capability turns the capabilities that a guest's root has given to a file, which carry
 // that root's id on the host (revision 3), into those that any reader takes (revision 2).
 func (s Shift) capability(value []byte) ([]byte, bool) {
-	if len(value) != capV3Size {
-		return value, len(value) == capV2Size
+	root, named, err := idattr.CapabilityRoot(value)
+	if err != nil || !named {
+		return value, err == nil
 	}
-	magic := binary.LittleEndian.Uint32(value)
-	if magic&capRevisionMask != capRevision3 {
+	root, ok := s.id(root)
+	switch {
+	case !ok:
 		return nil, false
+	case root != 0: // of a user namespace inside the guest
+		return idattr.NameRoot(value, root), true
 	}
-	root, ok := s.id(binary.LittleEndian.Uint32(value[capV2Size:]))
-	if !ok {
-		return nil, false
-	}
-	if root != 0 { // of a user namespace inside the guest
-		binary.LittleEndian.PutUint32(value[capV2Size:], root)
-		return value, true
-	}
-	binary.LittleEndian.PutUint32(value, magic&^capRevisionMask|capRevision2)
-	return value[:capV2Size], true
+	return idattr.DropRoot(value), true
 }
 
 // acl shifts the users and groups that an access list names.
 func (s Shift) acl(value []byte) ([]byte, bool) {
-	if len(value) < aclHeader || (len(value)-aclHeader)%aclEntry != 0 {
-		return nil, false
-	}
-	for e := value[aclHeader:]; len(e) > 0; e = e[aclEntry:] {
-		tag := binary.LittleEndian.Uint16(e)
-		if tag != aclUser && tag != aclGroup {
-			continue
-		}
-		id, ok := s.id(binary.LittleEndian.Uint32(e[4:]))
+	shifted, err := idattr.ShiftACL(value, func(host uint32) (uint32, error) {
+		id, ok := s.id(host)
 		if !ok {
-			return nil, false
+			return 0, errNoID
 		}
-		binary.LittleEndian.PutUint32(e[4:], id)
-	}
-	return value, true
+		return id, nil
+	})
+	return shifted, err == nil
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/idattr"
 )
 
 var roomy = Limits{Entries: 1000, Bytes: 64 << 20, MaxID: 65535}
@@ -315,11 +317,11 @@ func TestUserXattrs(t *testing.T) {
 	n, err := unix.Getxattr(filepath.Join(tree, "a"), "user.key", value)
 	require.NoError(t, err)
 	require.Equal(t, "value", string(value[:n]))
-	n, err = unix.Getxattr(filepath.Join(tree, "d"), aclDefault, value)
+	n, err = unix.Getxattr(filepath.Join(tree, "d"), idattr.ACLDefault, value)
 	require.NoError(t, err)
 	require.Equal(t, 4+5*8, n)
 	for _, name := range []string{"d/inner", "d/later"} {
-		_, err = unix.Getxattr(filepath.Join(tree, name), aclAccess, value)
+		_, err = unix.Getxattr(filepath.Join(tree, name), idattr.ACLAccess, value)
 		require.ErrorIs(t, err, unix.ENODATA, "%s inherits nothing", name)
 		info, err := os.Stat(filepath.Join(tree, name))
 		require.NoError(t, err)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/idattr"
 )
 
 // attrs are what every entry carries.
@@ -157,12 +159,12 @@ func reenter(fd int) (attrs, error) {
 	}
 	a := attrs{mode: st.Mode & 0o7777, mtime: time.Unix(st.Mtim.Unix())}
 	value := make([]byte, 4096)
-	n, err := unix.Fgetxattr(fd, aclDefault, value)
+	n, err := unix.Fgetxattr(fd, idattr.ACLDefault, value)
 	if err != nil {
 		return a, nil //nolint:nilerr // no default list, or a file system without lists
 	}
-	a.xattrs = map[string]string{aclDefault: string(value[:n])}
-	return a, unix.Fremovexattr(fd, aclDefault)
+	a.xattrs = map[string]string{idattr.ACLDefault: string(value[:n])}
+	return a, unix.Fremovexattr(fd, idattr.ACLDefault)
 }
 
 // dir makes a directory or sets the attributes of one that is there.

@@ -9,13 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-// Names of the attributes with a meaning of their own.
-const (
-	aclAccess  = "system.posix_acl_access"
-	aclDefault = "system.posix_acl_default"
-	capability = "security.capability"
+	"github.com/compute-agent/compute-agent/internal/idattr"
 )
 
 // Keys of PAX records: SCHILY.xattr. by star, GNU tar and LXD; SCHILY.acl. by GNU tar --acls.
@@ -43,11 +38,11 @@ func (t *tree) xattrsOf(entry string, records map[string]string) (map[string]str
 				t.stats.SkippedXattrs++
 				continue
 			}
-			keep(map[string]string{paxACLAccess: aclAccess, paxACLDefault: aclDefault}[key], acl)
+			keep(map[string]string{paxACLAccess: idattr.ACLAccess, paxACLDefault: idattr.ACLDefault}[key], acl)
 		case !isXattr:
 		case strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay."):
 			return nil, &Error{Entry: entry, Reason: "has the overlayfs attribute " + name}
-		case name == aclAccess || name == aclDefault || name == capability || strings.HasPrefix(name, "user."):
+		case name == idattr.ACLAccess || name == idattr.ACLDefault || name == idattr.Capability || strings.HasPrefix(name, "user."):
 			keep(name, value)
 		default:
 			t.stats.SkippedXattrs++

@@ -30,6 +30,7 @@ var allowed = []struct {
 	{"internal/keylock", nil},
 	{"internal/metrics", nil},
 	{"internal/hostinfo", nil},
+	{"internal/idattr", nil},
 	{"internal/stopwatch", nil},
 
 	{"flavor", nil},
@@ -45,7 +46,6 @@ var allowed = []struct {
 	{"internal/configdrive", []string{"internal/storage", "internal/storage/mount", leaves}},
 	{"internal/control", []string{"imagesync/...", leaves}},
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
-	{"internal/volume/...", []string{"internal/volume/...", "internal/openstack/...", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
 	{"internal/compute", []string{"..."}},
@@ -55,7 +55,7 @@ var allowed = []struct {
 const leaves = "leaves"
 
 var leafPackages = []string{
-	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/stopwatch",
+	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/idattr", "internal/stopwatch",
 }
 
 // fences map a library to the only trees that may import it.

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/idattr"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -29,7 +30,7 @@ func TestOtherRange(t *testing.T) {
 	}))
 	program := filepath.Join(from, "etc/shadow")
 	require.NoError(t, os.Chown(program, int(source.Base)+1000, int(source.Base)+65535))
-	require.NoError(t, unix.Setxattr(program, capability, append([]byte{1, 0, 0, 3}, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x42, 0x0f, 0), 0))
+	require.NoError(t, unix.Setxattr(program, idattr.Capability, append([]byte{1, 0, 0, 3}, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x42, 0x0f, 0), 0))
 	require.NoError(t, unix.Chmod(program, 0o4711))
 	require.NoError(t, unix.Mknod(filepath.Join(from, "var/gone"), unix.S_IFCHR, 0))
 	require.NoError(t, unix.Mknod(filepath.Join(from, "var/device"), unix.S_IFBLK|0o600, int(unix.Mkdev(8, 0))))
@@ -64,7 +65,7 @@ func TestOtherRange(t *testing.T) {
 	require.NoError(t, unix.Lstat(filepath.Join(to, "etc/shadow"), &st))
 	require.Equal(t, uint32(0o4711), st.Mode&0o7777)
 	value := make([]byte, 64)
-	n, err := unix.Getxattr(filepath.Join(to, "etc/shadow"), capability, value)
+	n, err := unix.Getxattr(filepath.Join(to, "etc/shadow"), idattr.Capability, value)
 	require.NoError(t, err)
 	require.Equal(t, []byte{0x40, 0x4b, 0x4c, 0}, value[n-4:n], "5000000")
 	require.NoError(t, unix.Lstat(filepath.Join(to, "var/gone"), &st))

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/idattr"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -405,25 +406,25 @@ func TestShiftedValues(t *testing.T) {
 	up := func(id uint32) (uint32, error) { return toHost(id, ids) }
 	down := func(id uint32) (uint32, error) { return toGuest(id, ids), nil }
 	revision2 := append([]byte{1, 0, 0, 2}, make([]byte, 16)...)
-	wire, err := shiftXattr(capability, revision2, down)
+	wire, err := shiftXattr(idattr.Capability, revision2, down)
 	require.NoError(t, err)
 	require.Equal(t, append([]byte{1, 0, 0, 3}, make([]byte, 20)...), wire)
-	host, err := shiftXattr(capability, wire, up)
+	host, err := shiftXattr(idattr.Capability, wire, up)
 	require.NoError(t, err)
 	require.Equal(t, []byte{0xa0, 0x86, 1, 0}, host[20:])
-	back, err := shiftXattr(capability, host, down)
+	back, err := shiftXattr(idattr.Capability, host, down)
 	require.NoError(t, err)
 	require.Equal(t, wire, back)
-	_, err = shiftXattr(capability, []byte("short"), up)
+	_, err = shiftXattr(idattr.Capability, []byte("short"), up)
 	require.Error(t, err)
 
-	list := []byte{2, 0, 0, 0, aclUser, 0, 7, 0, 5, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255}
-	host, err = shiftXattr("system.posix_acl_access", list, up)
+	list := []byte{2, 0, 0, 0, 2, 0, 7, 0, 5, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255}
+	host, err = shiftXattr(idattr.ACLAccess, list, up)
 	require.NoError(t, err)
-	back, err = shiftXattr("system.posix_acl_access", host, down)
+	back, err = shiftXattr(idattr.ACLAccess, host, down)
 	require.NoError(t, err)
 	require.Equal(t, list, back)
-	_, err = shiftXattr("system.posix_acl_access", []byte{2, 0, 0, 0, aclUser, 0, 7, 0, 232, 3, 0, 0}, up)
+	_, err = shiftXattr(idattr.ACLAccess, []byte{2, 0, 0, 0, 2, 0, 7, 0, 232, 3, 0, 0}, up)
 	require.ErrorContains(t, err, "beyond")
 	require.Equal(t, uint32(overflowID), toGuest(0, ids))
 }

@@ -4,7 +4,6 @@ package treecopy
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/idattr"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -274,7 +274,7 @@ func (c *copier) xattrs(from, to int) error {
 		return err
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:size]), "\x00"), "\x00") {
-		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != "security.capability" {
+		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != idattr.Capability {
 			continue // the host's security module gives its own
 		}
 		value := make([]byte, 64<<10)
@@ -293,78 +293,34 @@ func (c *copier) xattrs(from, to int) error {
 	return nil
 }
 
-// Forms of security.capability (include/uapi/linux/capability.h).
-const (
-	capRevisionMask = 0xff000000
-	capRevision2    = 0x02000000
-	capRevision3    = 0x03000000
-	capSize2        = 20
-	capSize3        = 24
-)
-
-// Forms of access lists (include/uapi/linux/posix_acl_xattr.h).
-const (
-	aclHeader = 4
-	aclEntry  = 8
-	aclUser   = 0x02
-	aclGroup  = 0x08
-)
-
-// shiftXattr moves the ids that are inside a value.
+// shiftXattr moves the ids that are inside a value. Capabilities become the instance's root's: those of
+// revision 2 would be the host's, whom no program of the guest may become.
 func (c *copier) shiftXattr(name string, value []byte) ([]byte, error) {
 	switch {
-	case name == "security.capability":
-		return c.shiftCapability(value)
+	case name == idattr.Capability:
+		root, _, err := idattr.CapabilityRoot(value)
+		if err == nil {
+			root, err = c.shift(root)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if root == 0 { // of the root who has it: nothing was moved
+			return idattr.DropRoot(value), nil
+		}
+		return idattr.NameRoot(value, root), nil
 	case strings.HasPrefix(name, "system.posix_acl_"):
-		return c.shiftACL(value)
+		return idattr.ShiftACL(value, c.shift)
 	}
 	return value, nil
 }
 
-// shiftCapability binds a file's capabilities to the instance's root: a revision 2
-// value belongs to the host's root, whom no program of the guest may become.
-func (c *copier) shiftCapability(value []byte) ([]byte, error) {
-	if len(value) != capSize2 && len(value) != capSize3 {
-		return nil, fmt.Errorf("file capabilities of %d bytes are not known", len(value))
+// shift moves an id that an attribute names.
+func (c *copier) shift(id uint32) (uint32, error) {
+	if id >= c.ids.Size {
+		return 0, fmt.Errorf("id %d is beyond the %d ids of the instance", id, c.ids.Size)
 	}
-	magic := binary.LittleEndian.Uint32(value)
-	rootID := uint32(0)
-	switch {
-	case magic&capRevisionMask == capRevision3 && len(value) == capSize3:
-		rootID = binary.LittleEndian.Uint32(value[capSize2:])
-	case magic&capRevisionMask != capRevision2 || len(value) != capSize2:
-		return nil, fmt.Errorf("file capabilities of revision %#x are not known", magic&capRevisionMask)
-	}
-	if rootID >= c.ids.Size {
-		return nil, fmt.Errorf("file capabilities of root id %d are beyond the %d ids of the instance", rootID, c.ids.Size)
-	}
-	out := make([]byte, capSize3)
-	copy(out, value[:capSize2])
-	if c.ids.Base+rootID == 0 { // of the root who has it: nothing was moved
-		binary.LittleEndian.PutUint32(out, magic&^capRevisionMask|capRevision2)
-		return out[:capSize2], nil
-	}
-	binary.LittleEndian.PutUint32(out, magic&^capRevisionMask|capRevision3)
-	binary.LittleEndian.PutUint32(out[capSize2:], c.ids.Base+rootID)
-	return out, nil
-}
-
-func (c *copier) shiftACL(value []byte) ([]byte, error) {
-	if len(value) < aclHeader || (len(value)-aclHeader)%aclEntry != 0 {
-		return nil, fmt.Errorf("access list of %d bytes is damaged", len(value))
-	}
-	out := append([]byte(nil), value...)
-	for e := out[aclHeader:]; len(e) > 0; e = e[aclEntry:] {
-		if tag := binary.LittleEndian.Uint16(e); tag != aclUser && tag != aclGroup {
-			continue
-		}
-		id := binary.LittleEndian.Uint32(e[4:])
-		if id >= c.ids.Size {
-			return nil, fmt.Errorf("access list names id %d, beyond the %d ids of the instance", id, c.ids.Size)
-		}
-		binary.LittleEndian.PutUint32(e[4:], c.ids.Base+id)
-	}
-	return out, nil
+	return c.ids.Base + id, nil
 }
 
 func openDir(parent int, name string) (int, error) {
