@@ -33,12 +33,6 @@ func computeTarget(host string) rpc.Target {
 	return rpc.Target{Topic: "compute", Server: host, Version: "6.0"}
 }
 
-// StopInstance casts stop_instance to a host, the agent's own when a guest halted by
-// itself (nova/compute/api.py:force_stop).
-func (c *Client) StopInstance(ctx context.Context, host string, inst *object.Instance, cleanShutdown bool) error {
-	return c.rpc.Cast(ctx, computeTarget(host), "stop_instance", map[string]any{"instance": inst, "clean_shutdown": cleanShutdown})
-}
-
 // CastCompute casts a method to another compute host. alt: the message goes to the topic
 // compute-alt where the release serves it (nova/compute/rpcapi.py, 6.5).
 func (c *Client) CastCompute(ctx context.Context, host string, alt bool, method string, args map[string]any) error {

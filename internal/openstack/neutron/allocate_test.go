@@ -151,15 +151,11 @@ func TestAllocateCalls(t *testing.T) {
 	}
 }
 
-func TestCheckChangesNothing(t *testing.T) {
+func TestWarm(t *testing.T) {
 	t.Parallel()
 	c, f := newFake(t)
 	require.NoError(t, c.Warm(t.Context()))
 	require.Equal(t, []string{"admin GET /extensions?fields=alias"}, f.asked(false))
-	require.NoError(t, c.Check(tenant(t), request()))
-	require.Equal(t, []string{"user GET /networks?id=" + netID}, f.asked(false))
-	f.text("GET /networks", 200, `{"networks": []}`)
-	require.ErrorIs(t, c.Check(tenant(t), request()), ErrNetworkNotFound)
 }
 
 func TestAllocateKeepsTheOrder(t *testing.T) {

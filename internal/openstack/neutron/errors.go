@@ -19,7 +19,6 @@ var (
 	ErrPortUpdateFailed           = errors.New("port cannot be updated")                                                 // PortUpdateFailed
 	ErrBindingFailed              = errors.New("port cannot be bound to the host")                                       // PortBindingFailed
 	ErrBindingActivationFailed    = errors.New("port binding cannot be activated")                                       // PortBindingActivationFailed
-	ErrBindingDeletionFailed      = errors.New("port binding cannot be deleted")                                         // PortBindingDeletionFailed
 	ErrNetworkNotFound            = errors.New("network not found")                                                      // NetworkNotFound
 	ErrNetworkAmbiguous           = errors.New("multiple possible networks found, use a network id to be more specific") // NetworkAmbiguous
 	ErrNoNetwork                  = errors.New("no network is available")                                                // InterfaceAttachFailedNoNetwork

@@ -81,40 +81,6 @@ func (r *BindRequest) change(p *Port, known extensionSet) (map[string]any, error
 	return change, nil
 }
 
-// SetMigratingTo notes in the profiles of a server's ports to which host they
-// are about to move (nova/network/neutron.py:_setup_migration_port_profile).
-// An empty host removes the note.
-func (c *Client) SetMigratingTo(ctx context.Context, instanceUUID, projectID, host string) error {
-	ports, err := c.Ports(ctx, instanceUUID, projectID)
-	if err != nil {
-		return err
-	}
-	profiles := make(map[string]map[string]any, len(ports))
-	var ids []string
-	for i := range ports {
-		p := &ports[i]
-		profile := maps.Clone(p.Profile)
-		if profile == nil {
-			profile = make(map[string]any, 1)
-		}
-		noted, _ := profile[keyMigratingTo].(string)
-		switch {
-		case noted == host || host != "" && p.HostID == host:
-			continue
-		case host == "":
-			delete(profile, keyMigratingTo)
-		default:
-			profile[keyMigratingTo] = host
-		}
-		profiles[p.ID] = profile
-		ids = append(ids, p.ID)
-	}
-	return eachPort(ids, func(id string) error {
-		_, err := c.updatePort(ctx, asAdmin, id, map[string]any{"binding:profile": profiles[id]})
-		return err
-	})
-}
-
 // ActivateBindings makes the bindings that ports have on a host the active
 // ones. A port without such a binding ends it without an error: then the move
 // does not use them, and BindToHost will follow
@@ -143,22 +109,6 @@ func (c *Client) ActivateBindings(ctx context.Context, portIDs []string, host st
 		}
 	}
 	return nil
-}
-
-// DeleteBindings removes the bindings that ports have on a host; those that
-// are gone are no error (nova/network/neutron.py:_delete_port_bindings).
-func (c *Client) DeleteBindings(ctx context.Context, portIDs []string, host string) error {
-	known, err := c.knownExtensions(ctx)
-	if err != nil || !known[extBindingExtended] {
-		return err
-	}
-	return eachPort(portIDs, func(id string) error {
-		err := c.do(ctx, asAdmin, http.MethodDelete, bindingPath(id, host), nil, nil, nil)
-		if err != nil && openstack.Status(err) != http.StatusNotFound {
-			return &Error{Sentinel: ErrBindingDeletionFailed, ID: id, Value: host, Cause: err}
-		}
-		return nil
-	})
 }
 
 func bindingPath(portID, host string) string {

@@ -12,13 +12,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/openstack"
 )
 
-// Check makes the checks of AllocateForInstance and changes nothing. The errors
-// are the same.
-func (c *Client) Check(ctx context.Context, r AllocateRequest) error {
-	_, err := c.check(ctx, &r)
-	return err
-}
-
 // plan is a request after its checks: one entry per interface, in request order.
 type plan struct {
 	entries  []entry

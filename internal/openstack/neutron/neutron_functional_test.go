@@ -97,7 +97,11 @@ func allocateOnce(ctx context.Context, t *testing.T, c *Client, networkID, proje
 	fresh, err := c.NetworkInfo(ctx, InfoRequest{Allocation: a})
 	require.NoError(t, err)
 	t.Logf("network info of an allocation: %v", step())
-	read, err := c.NetworkInfo(ctx, InfoRequest{InstanceUUID: instance, ProjectID: projectID, PortIDs: PortIDs(fresh)})
+	var ids []string
+	for i := range fresh {
+		ids = append(ids, fresh[i].ID)
+	}
+	read, err := c.NetworkInfo(ctx, InfoRequest{InstanceUUID: instance, ProjectID: projectID, PortIDs: ids})
 	require.NoError(t, err)
 	t.Logf("network info read anew: %v", step())
 	for i := range read {

@@ -108,17 +108,6 @@ func TestBindToHost(t *testing.T) {
 	}, bodies)
 }
 
-func TestMigratingTo(t *testing.T) {
-	t.Parallel()
-	c, f := newFake(t)
-	f.text("GET /ports?device_id", 200, `{"ports": [{"id": "a", "binding:host_id": "old"}, {"id": "b", "binding:host_id": "new"},
-		{"id": "c", "binding:host_id": "old", "binding:profile": {"migrating_to": "new"}}]}`)
-	require.NoError(t, c.SetMigratingTo(t.Context(), "i", "p", "new"))
-	require.Equal(t, []string{`{"binding:profile":{"migrating_to":"new"}}`}, f.sent())
-	require.NoError(t, c.SetMigratingTo(t.Context(), "i", "p", ""))
-	require.Equal(t, []string{`{"binding:profile":{}}`}, f.sent())
-}
-
 func TestBindings(t *testing.T) {
 	t.Parallel()
 	c, f := newFake(t)
@@ -136,12 +125,6 @@ func TestBindings(t *testing.T) {
 	require.ErrorIs(t, c.ActivateBindings(t.Context(), []string{"a"}, "new"), ErrBindingActivationFailed)
 	f.text("PUT /ports/a/bindings/new/activate", 409, "")
 	require.NoError(t, c.ActivateBindings(t.Context(), []string{"a"}, "new"))
-
-	f.text("DELETE /ports/a/bindings/new", 204, "")
-	f.text("DELETE /ports/b/bindings/new", 404, "")
-	require.NoError(t, c.DeleteBindings(t.Context(), []string{"a", "b"}, "new"))
-	f.text("DELETE /ports/b/bindings/new", 500, "")
-	require.ErrorIs(t, c.DeleteBindings(t.Context(), []string{"a", "b"}, "new"), ErrBindingDeletionFailed)
 }
 
 func TestFixedIPs(t *testing.T) {

@@ -3,7 +3,6 @@ package neutron
 import (
 	"context"
 	"encoding/json"
-	"slices"
 )
 
 // Port is a Neutron port as an administrator sees it.
@@ -228,13 +227,4 @@ type VIFSubnet struct {
 type VIFAddress struct {
 	Address  string
 	Floating []string
-}
-
-// PortIDs returns the ids of a list of interfaces, in order.
-func PortIDs(vifs []VIF) []string {
-	ids := make([]string, 0, len(vifs))
-	for i := range vifs {
-		ids = append(ids, vifs[i].ID)
-	}
-	return slices.Clip(ids)
 }

@@ -68,10 +68,6 @@ func TestProviderLife(t *testing.T) {
 	require.NoError(t, err)
 	require.ElementsMatch(t, traits, gotTraits)
 	step("traits")
-	aggregates, _, err := c.Aggregates(ctx, id)
-	require.NoError(t, err)
-	require.Empty(t, aggregates)
-	step("aggregates")
 
 	consumer, other := uuid.NewString(), uuid.NewString()
 	held := Allocations{

@@ -118,14 +118,12 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
-func TestInventoriesTraitsAggregates(t *testing.T) {
+func TestInventoriesAndTraits(t *testing.T) {
 	t.Parallel()
 	c, f := newFake(
 		t, answer{200, "inventories", ""}, answer{200, "inventories", ""},
 		answer{200, "", `{"traits": ["COMPUTE_NODE"]}`}, answer{201, "", ""},
 		answer{200, "", `{"traits": ["A", "B"], "resource_provider_generation": 7}`},
-		answer{200, "", `{"aggregates": [], "resource_provider_generation": 8}`}, answer{200, "", `{"aggregates": ["x"], "resource_provider_generation": 8}`},
-		answer{201, "", ""}, answer{200, "", `{"resource_providers": [{"uuid": "u", "parent_provider_uuid": null}]}`},
 	)
 	generation, err := c.SetInventories(t.Context(), "u", 0, Inventories{"VCPU": {Total: 4, MinUnit: 1, MaxUnit: 4, StepSize: 1, AllocationRatio: 1}})
 	require.NoError(t, err)
@@ -139,21 +137,10 @@ func TestInventoriesTraitsAggregates(t *testing.T) {
 	generation, err = c.SetTraits(t.Context(), "u", 1, []string{"B", "A"})
 	require.NoError(t, err)
 	require.Equal(t, int64(7), generation)
-	aggregates, _, err := c.Aggregates(t.Context(), "u")
-	require.NoError(t, err)
-	require.Empty(t, aggregates)
-	_, err = c.SetAggregates(t.Context(), "u", 7, []string{"x"})
-	require.NoError(t, err)
-	require.NoError(t, c.EnsureResourceClass(t.Context(), "CUSTOM_X"))
-	tree, err := c.ProvidersInTree(t.Context(), "u")
-	require.NoError(t, err)
-	require.Equal(t, []Provider{{UUID: "u"}}, tree)
 	require.Equal(t, []string{
 		"PUT /resource_providers/u/inventories placement 1.26", "GET /resource_providers/u/inventories placement 1.0",
 		"GET /traits?name=in%3ACOMPUTE_NODE%2CCUSTOM_X%2COWNER_LATER placement 1.6", "PUT /traits/CUSTOM_X placement 1.6",
-		"PUT /resource_providers/u/traits placement 1.6", "GET /resource_providers/u/aggregates placement 1.19",
-		"PUT /resource_providers/u/aggregates placement 1.19", "PUT /resource_classes/CUSTOM_X placement 1.7",
-		"GET /resource_providers?in_tree=u placement 1.14",
+		"PUT /resource_providers/u/traits placement 1.6",
 	}, f.calls)
 	require.JSONEq(t, `{"resource_provider_generation":0,"inventories":{"VCPU":{"total":4,"reserved":0,"min_unit":1,"max_unit":4,"step_size":1,"allocation_ratio":1}}}`, f.bodies[0])
 	require.JSONEq(t, `{"resource_provider_generation":1,"traits":["A","B"]}`, f.bodies[4])

@@ -43,18 +43,6 @@ func (c *Client) Provider(ctx context.Context, uuid string) (Provider, error) {
 	return p, nil
 }
 
-// ProvidersInTree returns all providers of the tree that holds the given one, none if it does not exist.
-func (c *Client) ProvidersInTree(ctx context.Context, uuid string) ([]Provider, error) {
-	var body struct {
-		Providers []Provider `json:"resource_providers"`
-	}
-	err := c.do(ctx, "1.14", http.MethodGet, "/resource_providers", url.Values{"in_tree": {uuid}}, nil, &body)
-	if err != nil {
-		return nil, fmt.Errorf("list resource providers in the tree of %s: %w", uuid, err)
-	}
-	return body.Providers, nil
-}
-
 // EnsureProvider returns the provider with the UUID, created under the name if
 // there is none. A provider that another process creates at the same moment is
 // found; a name that belongs to another UUID is ErrNameTaken
@@ -119,38 +107,6 @@ func (c *Client) SetInventories(ctx context.Context, uuid string, generation int
 type inventoriesBody struct {
 	Generation  int64       `json:"resource_provider_generation"`
 	Inventories Inventories `json:"inventories"`
-}
-
-// EnsureResourceClass creates a custom resource class (CUSTOM_…) if there is none.
-func (c *Client) EnsureResourceClass(ctx context.Context, name string) error {
-	if err := c.do(ctx, "1.7", http.MethodPut, "/resource_classes/"+url.PathEscape(name), nil, nil, nil); err != nil {
-		return fmt.Errorf("ensure resource class %s: %w", name, err)
-	}
-	return nil
-}
-
-// Aggregates returns the UUIDs of the aggregates of a provider and its generation.
-func (c *Client) Aggregates(ctx context.Context, uuid string) ([]string, int64, error) {
-	var body aggregatesBody
-	if err := c.do(ctx, "1.19", http.MethodGet, providerPath(uuid, "aggregates"), nil, nil, &body); err != nil {
-		return nil, 0, fmt.Errorf("list aggregates of %s: %w", uuid, err)
-	}
-	return body.Aggregates, body.Generation, nil
-}
-
-// SetAggregates replaces the aggregates of a provider and returns its new generation.
-func (c *Client) SetAggregates(ctx context.Context, uuid string, generation int64, aggregates []string) (int64, error) {
-	var answer aggregatesBody
-	body := aggregatesBody{Generation: generation, Aggregates: append([]string{}, aggregates...)}
-	if err := c.do(ctx, "1.19", http.MethodPut, providerPath(uuid, "aggregates"), nil, body, &answer); err != nil {
-		return 0, fmt.Errorf("set aggregates of %s: %w", uuid, err)
-	}
-	return answer.Generation, nil
-}
-
-type aggregatesBody struct {
-	Generation int64    `json:"resource_provider_generation"`
-	Aggregates []string `json:"aggregates"`
 }
 
 func providerPath(uuid, below string) string {
