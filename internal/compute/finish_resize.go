@@ -68,9 +68,12 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	m.Tracker.Arrived(ctx, inst, mv.migration.UUID, kept)
 	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
 	if m.same(mv) {
-		err = m.resizeHere(ctx, inst, wanted, limits)
+		err = m.resizeHere(ctx, inst, old, wanted, limits)
 	} else {
-		err = m.arrive(ctx, mv, wanted, limits, info, ports)
+		err = m.arrive(ctx, mv, limits, info, ports)
+	}
+	if err == nil {
+		err = m.saveMapping(ctx, inst.UUID, old, wanted)
 	}
 	if err != nil {
 		return err
@@ -143,9 +146,7 @@ func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *
 }
 
 // arrive starts an instance whose disks came from another host.
-func (m *Manager) arrive(
-	ctx context.Context, mv *move, wanted *object.Flavor, limits flavor.Limits, info object.NetworkInfo, ports *portWait,
-) error {
+func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *portWait) error {
 	inst := mv.inst
 	rec, err := m.received(ctx, inst.UUID)
 	if err != nil {
@@ -154,7 +155,7 @@ func (m *Manager) arrive(
 	if err := m.describeHere(ctx, inst, rec, limits); err != nil {
 		return err
 	}
-	bdms, err := m.mappings(ctx, inst.UUID, wanted)
+	bdms, err := m.mappings(ctx, inst.UUID, inst.Flavor)
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,7 @@ import (
 
 // Ephemeral disks move with their server, as with every driver of nova's that keeps them on the host: their trees go along with
 // the root disk's. A larger flavor makes the flavor's own disk larger, or adds it where there was none; disks
-// that the user cut keep their size (nova/virt/libvirt/driver.py:_disk_size_from_instance). None becomes smaller but by
-// a revert.
+// that the user cut keep their size. None becomes smaller but by a revert.
 
 // mappings reads an instance's block device mappings, if one of the flavors has ephemeral disks for them to cut.
 func (m *Manager) mappings(ctx context.Context, uuid string, flavors ...*object.Flavor) ([]*object.BlockDeviceMapping, error) {
@@ -27,6 +26,60 @@ func (m *Manager) mappings(ctx context.Context, uuid string, flavors ...*object.
 		return nil, nil
 	}
 	return m.Conductor.BDMs(ctx, uuid)
+}
+
+// flavorsDisk is the mapping that the API makes of a flavor's ephemeral disk when the user asks for none
+// (nova/compute/api.py:_get_flavor_defined_bdms): the only one, and as large. nil: there is none, or the user's.
+func flavorsDisk(bdms []*object.BlockDeviceMapping, f *object.Flavor) *object.BlockDeviceMapping {
+	ephemerals, _ := blankDisks(bdms)
+	if len(ephemerals) != 1 || ephemerals[0].VolumeSize == nil || *ephemerals[0].VolumeSize != f.EphemeralGB {
+		return nil
+	}
+	return ephemerals[0]
+}
+
+// resizedMappings are the mappings of an instance that goes from one flavor to another: that of the flavor's own disk
+// has the other flavor's size, or is not there any more.
+func resizedMappings(bdms []*object.BlockDeviceMapping, from, to *object.Flavor) []*object.BlockDeviceMapping {
+	own := flavorsDisk(bdms, from)
+	if own == nil {
+		return bdms
+	}
+	resized := *own
+	resized.VolumeSize = &to.EphemeralGB
+	bdms = slices.Clone(bdms)
+	at := slices.Index(bdms, own)
+	if to.EphemeralGB == 0 {
+		return slices.Delete(bdms, at, at+1)
+	}
+	bdms[at] = &resized
+	return bdms
+}
+
+// saveMapping stores the size that the flavor's own disk has by now, as nova-compute does for swap disks
+// (2023.1, nova/compute/manager.py:_update_bdm_for_swap_to_finish_resize): a rebuild goes by it.
+func (m *Manager) saveMapping(ctx context.Context, uuid string, from, to *object.Flavor) error {
+	if from.EphemeralGB == to.EphemeralGB {
+		return nil
+	}
+	bdms, err := m.mappings(ctx, uuid, from, to)
+	if err != nil {
+		return err
+	}
+	own := flavorsDisk(bdms, from)
+	if own == nil {
+		return nil
+	}
+	return m.Conductor.SaveBDM(ctx, own, map[string]any{"volume_size": to.EphemeralGB})
+}
+
+// grownFrom is the flavor that a resize which is reverted came to: what it made larger is made smaller. One that
+// made nothing larger has nothing to undo.
+func grownFrom(inst *object.Instance, old *object.Flavor) *object.Flavor {
+	if came := inst.NewFlavor; came != nil && came.EphemeralGB > old.EphemeralGB {
+		return came
+	}
+	return old
 }
 
 // checkDisks refuses a flavor under which an ephemeral disk would be smaller
@@ -41,7 +94,7 @@ func (m *Manager) checkDisks(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	want, err := m.ephemeralDisks(wanted, bdms)
+	want, err := m.ephemeralDisks(wanted, resizedMappings(bdms, old, wanted))
 	if err != nil { // the disks that there are exceed the flavor
 		return &rolledBack{exception.ResizeError(err.Error() + "; disks cannot be made smaller")}
 	}
@@ -53,13 +106,13 @@ func (m *Manager) checkDisks(ctx context.Context, mv *move) error {
 	return nil
 }
 
-// disksUnder are an instance's ephemeral disks under a flavor: those that it has keep their format.
-func (m *Manager) disksUnder(ctx context.Context, uuid string, f *object.Flavor, have []ephemeral.Disk) ([]ephemeral.Disk, error) {
-	bdms, err := m.mappings(ctx, uuid, f)
+// disksUnder are the ephemeral disks of an instance that goes from one flavor to another: those that it has keep their format.
+func (m *Manager) disksUnder(ctx context.Context, uuid string, from, to *object.Flavor, have []ephemeral.Disk) ([]ephemeral.Disk, error) {
+	bdms, err := m.mappings(ctx, uuid, from, to)
 	if err != nil {
 		return nil, err
 	}
-	want, err := m.ephemeralDisks(f, bdms)
+	want, err := m.ephemeralDisks(to, resizedMappings(bdms, from, to))
 	if err != nil {
 		return nil, err
 	}
@@ -74,11 +127,11 @@ func (m *Manager) disksUnder(ctx context.Context, uuid string, f *object.Flavor,
 // arrivingDisks are the ephemeral disks that a move makes here: those that the source offers, as large as the new flavor
 // wants them, and perhaps one more.
 func (m *Manager) arrivingDisks(ctx context.Context, mv *move, offered []ephemeral.Disk) ([]ephemeral.Disk, error) {
-	had, err := m.disksUnder(ctx, mv.inst.UUID, mv.inst.Flavor, nil)
+	had, err := m.disksUnder(ctx, mv.inst.UUID, mv.inst.Flavor, mv.inst.Flavor, nil)
 	if err != nil {
 		return nil, err
 	}
-	disks, err := m.disksUnder(ctx, mv.inst.UUID, mv.flavor, offered)
+	disks, err := m.disksUnder(ctx, mv.inst.UUID, mv.inst.Flavor, mv.flavor, offered)
 	if err != nil {
 		return nil, err
 	}
@@ -146,14 +199,14 @@ func (m *Manager) describeHere(ctx context.Context, inst *object.Instance, rec r
 	return m.Driver.Create(ctx, m.specOf(inst, rec, limits, binds), rootfs)
 }
 
-// growDisks makes an instance's ephemeral disks as large as a flavor has them; the record follows when they are. Only
+// growDisks makes an instance's ephemeral disks as large as its new flavor has them; the record follows when they are. Only
 // one that is new to the guest stops it: what a guest sees of the host is settled when it starts.
-func (m *Manager) growDisks(ctx context.Context, inst *object.Instance, f *object.Flavor, limits flavor.Limits) error {
+func (m *Manager) growDisks(ctx context.Context, inst *object.Instance, old, wanted *object.Flavor, limits flavor.Limits) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
 		return errors.Join(err, driver.ErrNotFound)
 	}
-	want, err := m.disksUnder(ctx, inst.UUID, f, rec.Ephemeral)
+	want, err := m.disksUnder(ctx, inst.UUID, old, wanted, rec.Ephemeral)
 	if err != nil || slices.Equal(want, rec.Ephemeral) {
 		return err
 	}

@@ -59,6 +59,27 @@ var cut = []any{
 	bdmObject(2, map[string]any{"volume_size": 1}), bdmObject(3, map[string]any{"volume_size": 2}),
 }
 
+// whole is the mapping that the API makes of a flavor's disk.
+func whole(sizeGB int) []any {
+	return []any{
+		bdmObject(1, map[string]any{"source_type": "image", "boot_index": 0, "device_name": "/dev/sda"}),
+		bdmObject(2, map[string]any{"volume_size": sizeGB, "device_name": "/dev/sdb"}),
+	}
+}
+
+// mapped are the sizes of the mappings of ephemeral disks.
+func (w *world) mapped() []int {
+	w.t.Helper()
+	bdms, err := w.Conductor.BDMs(w.t.Context(), uuid)
+	require.NoError(w.t, err)
+	var sizes []int
+	ephemerals, _ := blankDisks(bdms)
+	for _, b := range ephemerals {
+		sizes = append(sizes, *b.VolumeSize)
+	}
+	return sizes
+}
+
 func TestMoveWithDisk(t *testing.T) {
 	was := map[string]any{"ephemeral_gb": 3}
 	source, destination := twoHostsWith(t, was, nil)
@@ -81,12 +102,13 @@ func TestMoveWithDisk(t *testing.T) {
 func TestMoveWithDiskIsConfirmedOrReverted(t *testing.T) {
 	was := map[string]any{"ephemeral_gb": 3}
 	for _, confirm := range []bool{true, false} {
-		source, destination := twoHostsWith(t, was, nil)
+		source, destination := twoHostsWith(t, was, whole(3))
 		source.put(0, "file", "1")
 		destination.step("prep_resize", prepareDisks(source, destination, was, map[string]any{"id": 99, "ephemeral_gb": 5}))
 		source.next("resize_instance")
 		destination.next("finish_resize")
 		require.Equal(t, []ephemeral.Disk{ext4Disk(0, 5)}, destination.ephemeral.of(uuid), "as large as the new flavor has it")
+		require.Equal(t, []int{5}, source.mapped())
 		destination.put(0, "new", "2")
 		if confirm {
 			source.step("confirm_resize", source.moveArgs("system_metadata"))
@@ -100,6 +122,7 @@ func TestMoveWithDiskIsConfirmedOrReverted(t *testing.T) {
 		source.next("finish_revert_resize")
 		require.Equal(t, "active/-/"+testHost, source.nova.States(uuid))
 		require.Equal(t, []ephemeral.Disk{ext4Disk(0, 3)}, source.ephemeral.of(uuid))
+		require.Equal(t, []int{3}, source.mapped())
 		require.Equal(t, "1", source.content(0, "file"))
 		require.NoFileExists(t, filepath.Join(source.ephemeral.dir, uuid, "ephemeral0/new"))
 	}
@@ -124,11 +147,17 @@ func TestDisksUnderAnotherFlavor(t *testing.T) {
 		want     []ephemeral.Disk
 		fault    string
 	}{
-		{"larger", 3, 5, nil, []ephemeral.Disk{ext4Disk(0, 5)}, ""},
+		{"larger", 3, 5, whole(3), []ephemeral.Disk{ext4Disk(0, 5)}, ""},
+		{"larger, added by a resize before", 3, 5, nil, []ephemeral.Disk{ext4Disk(0, 5)}, ""},
+		{"the same", 3, 3, whole(3), []ephemeral.Disk{ext4Disk(0, 3)}, ""},
+		{"the user's one keeps its size", 4, 9, whole(3), []ephemeral.Disk{ext4Disk(0, 3)}, ""},
 		{"none and one", 0, 2, nil, []ephemeral.Disk{ext4Disk(0, 2)}, ""},
 		{"none", 0, 0, nil, nil, ""},
 		{"the user's keep their size", 4, 9, cut, []ephemeral.Disk{ext4Disk(0, 1), ext4Disk(1, 2)}, ""},
 		{"the user's leave room", 4, 3, cut, []ephemeral.Disk{ext4Disk(0, 1), ext4Disk(1, 2)}, ""},
+		{"the user's one leaves room", 4, 3, whole(3), []ephemeral.Disk{ext4Disk(0, 3)}, ""},
+		{"smaller, mapped", 3, 2, whole(3), nil, "the ephemeral disk of 3 GB cannot be made smaller"},
+		{"one and none, mapped", 3, 0, whole(3), nil, "the ephemeral disk of 3 GB cannot be made smaller"},
 		{"smaller", 3, 2, nil, nil, "the ephemeral disk of 3 GB cannot be made smaller"},
 		{"one and none", 3, 0, nil, nil, "the ephemeral disk of 3 GB cannot be made smaller"},
 		{"the user's are too much", 4, 2, cut, nil, "ephemeral disks of 3 GB exceed the flavor's 2; disks cannot be made smaller"},
@@ -159,6 +188,13 @@ func TestDisksUnderAnotherFlavor(t *testing.T) {
 				rec, _, err := destination.record(uuid)
 				require.NoError(t, err)
 				require.Equal(t, c.want, rec.Ephemeral)
+				if c.bdms != nil {
+					var sizes []int
+					for _, d := range c.want {
+						sizes = append(sizes, d.SizeGB)
+					}
+					require.Equal(t, sizes, source.mapped())
+				}
 				require.Len(t, destination.binds(), len(c.want))
 				got, _ := destination.driver.Instance(uuid)
 				require.Equal(t, driver.PowerStateRunning, got.State)
@@ -171,23 +207,32 @@ func TestDisksUnderAnotherFlavor(t *testing.T) {
 
 // TestDiskOnOneHost: what a resize added is taken away by a revert, and only when it can be.
 func TestDiskOnOneHost(t *testing.T) {
-	for _, c := range []struct{ was, now int }{{3, 5}, {0, 2}} {
+	for _, c := range []struct {
+		was, now, grown int
+		bdms            []any
+		want            []ephemeral.Disk
+	}{
+		{3, 5, 5, whole(3), []ephemeral.Disk{ext4Disk(0, 3)}},
+		{3, 5, 5, nil, []ephemeral.Disk{ext4Disk(0, 3)}},
+		{0, 2, 2, nil, nil},
+		{9, 5, 5, whole(5), []ephemeral.Disk{ext4Disk(0, 5)}}, // the user's
+		{4, 9, 3, whole(3), []ephemeral.Disk{ext4Disk(0, 3)}}, // the user's
+	} {
 		was := map[string]any{"ephemeral_gb": c.was}
-		w := builtWith(t, was, nil, ownIDs(t))
+		w := builtWith(t, was, c.bdms, ownIDs(t))
 		w.step("prep_resize", prepareDisks(w, w, was, map[string]any{"id": 99, "ephemeral_gb": c.now}))
 		w.next("resize_instance")
 		w.next("finish_resize")
-		require.Equal(t, []ephemeral.Disk{ext4Disk(0, c.now)}, w.ephemeral.of(uuid))
+		require.Equal(t, []ephemeral.Disk{ext4Disk(0, c.grown)}, w.ephemeral.of(uuid))
 		w.nova.Update(uuid, map[string]any{"task_state": "resize_reverting"})
 		w.step("revert_resize", w.moveArgs("metadata", "system_metadata", "info_cache", "flavor", "old_flavor", "new_flavor"))
 		w.next("finish_revert_resize")
 		require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
-		var want []ephemeral.Disk
-		if c.was > 0 {
-			want = []ephemeral.Disk{ext4Disk(0, c.was)}
+		require.Equal(t, c.want, w.ephemeral.of(uuid))
+		require.Len(t, w.binds(), len(c.want))
+		if c.bdms != nil {
+			require.Equal(t, []int{c.want[0].SizeGB}, w.mapped())
 		}
-		require.Equal(t, want, w.ephemeral.of(uuid))
-		require.Len(t, w.binds(), len(want))
 		got, _ := w.driver.Instance(uuid)
 		require.Equal(t, driver.PowerStateRunning, got.State)
 	}

@@ -14,7 +14,7 @@ import (
 
 // resizeHere gives an instance of this host other limits and larger disks. Its guest is not
 // stopped, unless it cannot be given the limits while it runs, or gets an ephemeral disk where it had none.
-func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, wanted *object.Flavor, limits flavor.Limits) error {
+func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, old, wanted *object.Flavor, limits flavor.Limits) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil {
 		return err
@@ -27,7 +27,7 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, wanted 
 			return err
 		}
 	}
-	if err := m.growDisks(ctx, inst, wanted, limits); err != nil {
+	if err := m.growDisks(ctx, inst, old, wanted, limits); err != nil {
 		return err
 	}
 	return m.setLimits(ctx, inst, limits)

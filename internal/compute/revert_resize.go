@@ -39,14 +39,15 @@ func (m *Manager) revertible(ctx context.Context, mv *move) error {
 	if err != nil || !ok {
 		return err
 	}
-	disks, err := m.disksUnder(ctx, mv.inst.UUID, mv.inst.OldFlavor, rec.Ephemeral)
+	old := mv.inst.OldFlavor
+	disks, err := m.disksUnder(ctx, mv.inst.UUID, grownFrom(mv.inst, old), old, rec.Ephemeral)
 	if err == nil {
 		err = m.checkShrink(ctx, rec, disks)
 	}
 	if err != nil {
 		return err
 	}
-	limits, err := m.limitsOf(ctx, mv.inst.UUID, mv.inst.OldFlavor)
+	limits, err := m.limitsOf(ctx, mv.inst.UUID, old)
 	if err != nil || rec.Root.SizeGB == limits.RootGB {
 		return err
 	}
@@ -144,6 +145,9 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
+	if err := m.saveMapping(ctx, inst.UUID, grownFrom(inst, old), old); err != nil {
+		return err
+	}
 	if err := m.Conductor.DropMigrationContext(ctx, inst); err != nil {
 		return err
 	}
@@ -207,7 +211,7 @@ func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, old *ob
 	if err != nil || !ok {
 		return errors.Join(err, exception.InstanceNotFound(inst.UUID))
 	}
-	disks, err := m.disksUnder(ctx, inst.UUID, old, rec.Ephemeral)
+	disks, err := m.disksUnder(ctx, inst.UUID, grownFrom(inst, old), old, rec.Ephemeral)
 	if err != nil {
 		return err
 	}

@@ -13,16 +13,26 @@ import (
 
 func TestColdMigrate(t *testing.T) {
 	p := twoHosts(t)
-	server := p.boot(cloud.NewServer{})
+	blank := func(format string) map[string]any {
+		return map[string]any{"boot_index": -1, "source_type": "blank", "destination_type": "local", "volume_size": 1, "guest_format": format, "delete_on_termination": true}
+	}
+	server := p.boot(cloud.NewServer{Flavor: p.roomier, BlockDevices: []map[string]any{
+		{"boot_index": 0, "uuid": shared.Busybox, "source_type": "image", "destination_type": "local", "delete_on_termination": true}, blank("ext4"), blank("xfs"),
+	}})
 	answers(t, server)
 	p.fill(server.ID)
+	p.sh(server.ID, `for d in /mnt /mnt/ephemeral1; do echo early on $d > $d/early; chown 1000:1001 $d/early; ln $d/early $d/hard; echo gone > $d/gone; done; sync`)
 	time.Sleep(3 * time.Second) // so that the first pass has something that the second need not send
-	p.sh(server.ID, "rm /data/gone; echo late > /data/late")
-	before := p.sum(server.ID)
+	p.sh(server.ID, "rm /data/gone /mnt/gone /mnt/ephemeral1/gone; echo late > /data/late; echo late > /mnt/late; chmod 700 /mnt/ephemeral1")
+	all := func() string {
+		return p.sum(server.ID) + p.sh(server.ID, `for d in /mnt /mnt/ephemeral1; do df -P $d | awk '{print $2, $6}'; find $d -xdev | sort | xargs stat -c '%n %a %u:%g %h %F'; cat $d/early; done`)
+	}
+	before := all()
+	t.Log(before)
 
 	moved := p.act(server.ID, "migrate", nil, "VERIFY_RESIZE")
 	require.Equal(t, p.there.Host, moved.Host)
-	require.Equal(t, before, p.sum(server.ID))
+	require.Equal(t, before, all())
 	require.Equal(t, server.IP(), moved.IP())
 	answers(t, moved)
 	m := p.migrations(server.ID)[0]
@@ -42,7 +52,7 @@ func TestColdMigrate(t *testing.T) {
 	for _, step := range []struct{ action, status string }{{"os-stop", "SHUTOFF"}, {"os-start", "ACTIVE"}} {
 		p.act(server.ID, step.action, nil, step.status)
 	}
-	require.Equal(t, before, p.sum(server.ID))
+	require.Equal(t, before, all())
 	answers(t, moved)
 	remove(t, server.ID)
 	require.Empty(t, leftovers(t, p.there, server.ID))

@@ -30,7 +30,7 @@ type pairOf struct {
 	t                     *testing.T
 	here, there           *lab.Lab
 	nano, bigger, smaller string // flavors: bigger in memory, vcpus and disk
-	more                  string // bigger in memory and vcpus alone
+	roomy, more, roomier  string // with ephemeral disks of 1, 1 and 2 GB, the last two bigger in memory and vcpus, the last in disk
 }
 
 // twoHosts starts the agent of a second host, which ends with the test.
@@ -59,11 +59,19 @@ func twoHosts(t *testing.T, options ...string) *pairOf {
 		p.addTrait(ctx, l, trait)
 	}
 	for _, f := range []struct {
-		id               *string
-		ram, vcpus, disk int
-	}{{&p.nano, 128, 1, 1}, {&p.more, 256, 2, 1}, {&p.bigger, 256, 2, 2}, {&p.smaller, 128, 1, 0}} {
-		name := fmt.Sprintf("%s-%d-%d-%d", strings.ToLower(t.Name()), f.ram, f.vcpus, f.disk)
-		*f.id, err = shared.Admin.CreateFlavor(ctx, cloud.NewFlavor{Name: name, RAM: f.ram, VCPUs: f.vcpus, Disk: f.disk}, map[string]string{"trait:" + trait: "required"})
+		id                          *string
+		ram, vcpus, disk, ephemeral int
+	}{
+		{&p.nano, 128, 1, 1, 0},
+		{&p.bigger, 256, 2, 2, 0},
+		{&p.smaller, 128, 1, 0, 0},
+		{&p.roomy, 128, 1, 1, 1},
+		{&p.more, 256, 2, 1, 1},
+		{&p.roomier, 256, 2, 2, 2},
+	} {
+		want := cloud.NewFlavor{RAM: f.ram, VCPUs: f.vcpus, Disk: f.disk, Ephemeral: f.ephemeral}
+		want.Name = fmt.Sprintf("%s-%d-%d-%d-%d", strings.ToLower(t.Name()), f.ram, f.vcpus, f.disk, f.ephemeral)
+		*f.id, err = shared.Admin.CreateFlavor(ctx, want, map[string]string{"trait:" + trait: "required"})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, shared.Admin.DeleteFlavor(context.Background(), *f.id)) })
 	}

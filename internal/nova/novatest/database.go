@@ -10,7 +10,7 @@ import (
 // versions are those of the objects that the conductor gives.
 var versions = map[string]string{
 	"Instance": "2.7", "InstanceList": "2.6", "InstanceInfoCache": "1.5", "ComputeNode": "1.19", "ComputeNodeList": "1.17",
-	"Service": "1.22", "Migration": "1.7", "MigrationList": "1.5", "Flavor": "1.2", "BlockDeviceMappingList": "1.18",
+	"Service": "1.22", "Migration": "1.7", "MigrationList": "1.5", "Flavor": "1.2", "BlockDeviceMappingList": "1.18", "BlockDeviceMapping": "1.21",
 	"VirtualInterface": "1.3", "TaskLog": "1.0",
 }
 

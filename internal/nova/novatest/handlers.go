@@ -30,7 +30,7 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"VirtualInterface.get_by_uuid":                  getVIF,
 	"VirtualInterface.destroy":                      destroyVIF,
 	"InstanceDeviceMetadata.get_by_instance_uuid":   getDevices,
-	"BlockDeviceMapping.save":                       saved,
+	"BlockDeviceMapping.save":                       saveBDM,
 	"BlockDeviceMappingList.get_by_instance_uuid":   getBDMs,
 	"ComputeNode.get_by_uuid":                       getNode,
 	"ComputeNodeList.get_all_by_host":               nodesByHost,
@@ -56,6 +56,22 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 func nothing(*Conductor, *request) (json.RawMessage, error) { return null, nil }
 
 // saved answers a remote method of an object with updates.
+func saveBDM(c *Conductor, in *request) (json.RawMessage, error) {
+	for i, raw := range c.bdms {
+		var row struct {
+			Data Fields `json:"nova_object.data"`
+		}
+		if err := json.Unmarshal(raw, &row); err != nil {
+			return nil, err
+		}
+		if string(row.Data["id"]) == string(in.Object.Data["id"]) {
+			maps.Copy(row.Data, in.changed())
+			c.bdms[i] = Object("BlockDeviceMapping", row.Data)
+		}
+	}
+	return saved(c, in)
+}
+
 func saved(_ *Conductor, in *request) (json.RawMessage, error) {
 	return updates(in.changed()), nil
 }
