@@ -34,6 +34,10 @@ func setUpLogging(c *config.Config) (closeLog func(), err error) {
 		logger.SetOutput(os.Stderr)
 		return func() {}, nil
 	}
+	// Nova's packages make it; they need not be on the node.
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("make log directory ([DEFAULT] log_dir): %w", err)
+	}
 	f := &logFile{path: path}
 	if err := f.reopen(); err != nil {
 		return nil, err

@@ -182,3 +182,12 @@ func TestCheckInotify(t *testing.T) {
 	require.False(t, problems[0].Fatal)
 	require.Contains(t, problems[0].Remedy, "fs.inotify.max_user_instances")
 }
+
+// TestHaltWithoutInit: a guest whose init has ended is on its way down, and needs only time.
+func TestHaltWithoutInit(t *testing.T) {
+	t.Parallel()
+	d := &Driver{}
+	for _, kind := range []initSystem{initSystemd, initSysV} {
+		require.NoError(t, d.askToHalt(t.Context(), record{}, kind, guest{monitor: os.Getpid()}))
+	}
+}

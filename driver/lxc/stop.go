@@ -16,8 +16,8 @@ const (
 	// killTimeout bounds a forced stop; only processes in uninterruptible sleep take longer.
 	killTimeout = 30 * time.Second
 	// monitorGrace is how long a monitor may take after its guest's end to give back
-	// links and remove cgroups, before it is considered hung.
-	monitorGrace = 5 * time.Second
+	// links, unload an AppArmor profile and remove cgroups, before it is considered hung.
+	monitorGrace = 20 * time.Second
 	// defaultRetry is how often a guest is asked to halt if the caller does not say.
 	defaultRetry = 10 * time.Second
 	// blindRetry replaces a longer retry while the init shows no handler for the signal:
@@ -114,8 +114,12 @@ func (d *Driver) shutdown(ctx context.Context, rec record, timeout, retry time.D
 	return err == nil && !g.running(), err
 }
 
-// askToHalt sends the halt signal, or runs the init's halt command.
+// askToHalt sends the halt signal, or runs the init's halt command. An init that has ended needs no more: its
+// monitor tidies up, which takes seconds where it has an AppArmor profile to unload and the host is busy.
 func (d *Driver) askToHalt(ctx context.Context, rec record, kind initSystem, g guest) error {
+	if g.init == 0 {
+		return nil
+	}
 	if len(kind.haltCommand) > 0 {
 		code, err := d.exec(ctx, rec, driver.Command{Args: kind.haltCommand})
 		if err == nil && code == 0 {

@@ -29,9 +29,10 @@ func TestMain(m *testing.M) {
 const schema = "/usr/share/openvswitch/vswitch.ovsschema"
 
 // openVSwitch is a private ovsdb-server with a vswitchd that has the userspace
-// datapath only, in the test's network namespace.
+// datapath only, unless it is to have the kernel's, in the test's network namespace.
 type openVSwitch struct {
 	t        *testing.T
+	kernel   bool
 	dir      string
 	endpoint string
 	server   *exec.Cmd
@@ -40,11 +41,16 @@ type openVSwitch struct {
 
 func startOVS(t *testing.T) *openVSwitch {
 	t.Helper()
+	return startDatapath(t, false)
+}
+
+func startDatapath(t *testing.T, kernel bool) *openVSwitch {
+	t.Helper()
 	viftest.Need(t, "ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
 	dir, err := os.MkdirTemp("", "ovs") //nolint:usetesting // t.TempDir is too long for a socket's path
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	o := &openVSwitch{t: t, dir: dir, endpoint: "unix:" + filepath.Join(dir, "db.sock")}
+	o := &openVSwitch{t: t, kernel: kernel, dir: dir, endpoint: "unix:" + filepath.Join(dir, "db.sock")}
 	viftest.Command(t, "ovsdb-tool", "create", filepath.Join(dir, "conf.db"), schema)
 	o.startServer()
 	o.vsctl("--no-wait", "init")
@@ -64,7 +70,11 @@ func (o *openVSwitch) startServer() {
 }
 
 func (o *openVSwitch) startSwitchd() {
-	o.switchd = o.start("ovs-vswitchd", o.endpoint, "--disable-system", "--unixctl="+filepath.Join(o.dir, "switchd.ctl"))
+	args := []string{"ovs-vswitchd", o.endpoint, "--unixctl=" + filepath.Join(o.dir, "switchd.ctl")}
+	if !o.kernel {
+		args = append(args, "--disable-system")
+	}
+	o.switchd = o.start(args...)
 }
 
 // start runs a daemon in the foreground, with its files and its log in the private directory.
@@ -180,5 +190,27 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("hybrid", func(t *testing.T) {
 		viftest.Run(t, viftest.Env{Plugger: p, VIF: hybridPort, Wired: o.wired, Left: o.left})
+	})
+}
+
+// TestConformanceKernel is the same on the datapath that hypervisors have, where the kernel has it.
+func TestConformanceKernel(t *testing.T) {
+	if out, err := exec.CommandContext(t.Context(), "modprobe", "openvswitch").CombinedOutput(); err != nil {
+		t.Skipf("needs the kernel module openvswitch, which few kernels of test machines have: %s", out)
+	}
+	o := startDatapath(t, true)
+	p := o.plugger(t, ovs.Options{QoSType: ovs.DefaultQoSType})
+	system := func(port func(int) vif.VIF) func(int) vif.VIF {
+		return func(n int) vif.VIF {
+			v := port(n)
+			v.Details["datapath_type"] = "system"
+			return v
+		}
+	}
+	t.Run("plain", func(t *testing.T) {
+		viftest.Run(t, viftest.Env{Plugger: p, VIF: system(port), Wired: o.wired, Left: o.left})
+	})
+	t.Run("hybrid", func(t *testing.T) {
+		viftest.Run(t, viftest.Env{Plugger: p, VIF: system(hybridPort), Wired: o.wired, Left: o.left})
 	})
 }

@@ -3,6 +3,7 @@
 package mount
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -81,8 +82,21 @@ func Supported(fstype string) (bool, error) {
 			return true, nil
 		}
 	}
-	modules, err := filepath.Glob("/lib/modules/*/kernel/fs/" + fstype)
-	return len(modules) > 0, err
+	var kernel unix.Utsname
+	if err := unix.Uname(&kernel); err != nil {
+		return false, fmt.Errorf("read kernel release: %w", err)
+	}
+	aliases, err := os.ReadFile(filepath.Join("/lib/modules", unix.ByteSliceToString(kernel.Release[:]), "modules.alias"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return hasAlias(aliases, fstype), err
+}
+
+// hasAlias finds the module that mount(2) would load (fs/filesystems.c:get_fs_type). Its name may be another: overlay's
+// was overlayfs, and its directory still is.
+func hasAlias(aliases []byte, fstype string) bool {
+	return bytes.Contains(append([]byte("\n"), aliases...), []byte("\nalias fs-"+fstype+" "))
 }
 
 // Unmount unmounts everything that is mounted at path, and waits for users to
