@@ -52,9 +52,9 @@ func TestPortsOfTheTenantStay(t *testing.T) {
 	require.Empty(t, ports[0].HostID)
 }
 
-// TestPortThatNeutronForgets: the port was reported up while a provisioning block was still there, and nobody looks at
+// TestPortsThatNeutronForgets: a port was reported up while a provisioning block was still there, and nobody looks at
 // it again when the block goes. Two reports at the same moment leave a port so, each seeing the other's block.
-func TestPortThatNeutronForgets(t *testing.T) {
+func TestPortsThatNeutronForgets(t *testing.T) {
 	ctx := within(t, 2*time.Minute)
 	var made struct{ Port struct{ ID string } }
 	body := map[string]any{"port": map[string]any{"network_id": shared.Network, "name": "forgotten"}}
