@@ -45,9 +45,9 @@ func (e *journalEntry) in(ctx context.Context, uuid string) context.Context {
 // agent. The broker forgets a message on receipt; this is where an operation lives then. An
 // operation is known before it is written, so that a delete that comes right after it finds it.
 //
-// On disk an instance has one entry. Of two operations the newer takes it: it waits for the
-// instance's lock, and the older has nothing left to do but to end (a step of a move that
-// sends the next one to its own host), or began from a state that is not the instance's any more.
+// On disk an instance has one entry. Of two operations the newer takes it: the older has
+// nothing left to do but to end (a step of a move that sent the next one to its own host), or
+// somebody has reset its task.
 type journal struct {
 	db   *state.DB
 	disk sync.Mutex // serialises changes of the entries, and is held while they are written
