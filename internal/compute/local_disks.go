@@ -63,10 +63,11 @@ func (m *Manager) localDisks(inst *object.Instance, bdms []*object.BlockDeviceMa
 		return refuse("more than one swap disk is asked for")
 	}
 	if len(swaps) == 1 && swaps[0].VolumeSize != nil {
-		out.swapMB = *swaps[0].VolumeSize
+		// The API refuses more than the flavor's; a resize leaves the mapping as it was (nova-compute before 2023.1).
+		out.swapMB = min(*swaps[0].VolumeSize, f.Swap)
 	}
-	if out.swapMB < 0 || out.swapMB > f.Swap {
-		return refuse("a swap disk of %d MB exceeds the flavor's %d", out.swapMB, f.Swap)
+	if out.swapMB < 0 {
+		return refuse("a swap disk of %d MB is asked for", out.swapMB)
 	}
 	var err error
 	if out.ephemeral, err = m.ephemeralDisks(f, bdms); err != nil {

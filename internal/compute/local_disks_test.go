@@ -43,7 +43,7 @@ func TestLocalDisks(t *testing.T) {
 		}, 512, ""},
 		{"without sizes", bdms{blank("", -1), blank("swap", -1)}, []ephemeral.Disk{{Name: "ephemeral0", SizeGB: 5, Format: "ext4"}}, 1024, ""},
 		{"more than the flavor's", bdms{blank("", 3), blank("", 3)}, nil, 0, "ephemeral disks of 6 GB exceed the flavor's 5"},
-		{"more swap than the flavor's", bdms{blank("swap", 1025)}, nil, 0, "a swap disk of 1025 MB exceeds the flavor's 1024"},
+		{"the swap of a larger flavor", bdms{blank("", 1), blank("swap", 1025)}, []ephemeral.Disk{{Name: "ephemeral0", SizeGB: 1, Format: "ext4"}}, 1024, ""},
 		{"two swaps", bdms{blank("swap", 1), blank("swap", 1)}, nil, 0, "more than one swap disk"},
 		{"format", bdms{blank("vfat", 1)}, nil, 0, `no disks with a file system "vfat"; there are ext4 and xfs`},
 		{"encrypted", bdms{{SourceType: "blank", DestinationType: "local", Encrypted: true}}, nil, 0, "encrypted"},

@@ -11,8 +11,9 @@ packages="build-essential pkg-config lxc-dev liblxc1 lxc
  xz-utils zstd squashfs-tools e2fsprogs iproute2 iputils-ping
  debootstrap ca-certificates git"
 
-# For the tests: the programs of Open vSwitch, not its service, those that show what images carry, and those that make disk images.
-test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools"
+# For the tests: the programs of Open vSwitch, not its service, those that show what images carry, and those that make disk images
+# and file systems.
+test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools btrfs-progs xfsprogs"
 
 # Go, in case the machine has none that is new enough: Debian's fetches this one, a module like any other, and checks its sum.
 go_toolchain=golang.org/toolchain@v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)
