@@ -52,6 +52,10 @@ service_token_roles_required = true
 
 // configure writes every configuration file.
 func (p *Plane) configure(ctx context.Context) error {
+	plugins := ""
+	if p.Routers {
+		plugins = "router"
+	}
 	values := map[string]string{
 		"Database":     "mysql+pymysql://lab:" + Password + "@127.0.0.1",
 		"Host":         p.Host,
@@ -59,6 +63,7 @@ func (p *Plane) configure(ctx context.Context) error {
 		"Password":     Password,
 		"Peer":         PeerHost,
 		"PhysicalLink": physicalLink,
+		"Plugins":      plugins,
 		"Transport":    TransportURL(),
 	}
 	functions := template.FuncMap{"auth": authSection, "token": tokenSection}
