@@ -103,7 +103,7 @@ connect_method = floating
 image_ssh_user = root
 image_alt_ssh_user = root
 ssh_key_type = rsa
-ssh_timeout = 120
+ssh_timeout = 300
 `
 
 // flavors of Tempest's servers, by id; the second is the larger one.

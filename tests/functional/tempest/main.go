@@ -26,6 +26,7 @@ type options struct {
 	regex       string
 	concurrency int
 	keep        bool
+	install     bool
 }
 
 func main() {
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&o.regex, "regex", `^tempest\.api\.compute`, "tests to run")
 	flag.IntVar(&o.concurrency, "concurrency", 2, "tests that run at the same time")
 	flag.BoolVar(&o.keep, "keep", false, "leave the control plane and the agents up; the next run with "+controlplane.EnvRunning+"=1 uses them")
+	flag.BoolVar(&o.install, "install", false, "only install what is missing; for a run where the package mirror is out of reach")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, o)
@@ -50,6 +52,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	first.Plane.Routers = true
 	j := judge{Lab: first, options: o}
+	if o.install {
+		return j.prepare(ctx)
+	}
 	defer func() {
 		if !o.keep {
 			err = errors.Join(err, j.down(context.WithoutCancel(ctx)))
@@ -80,7 +85,7 @@ type judge struct {
 
 // up installs what is missing and starts everything.
 func (j *judge) up(ctx context.Context) error {
-	if err := j.install(ctx); err != nil {
+	if err := j.prepare(ctx); err != nil {
 		return err
 	}
 	if err := j.UpForTests(ctx); err != nil {
@@ -109,11 +114,16 @@ func (j *judge) up(ctx context.Context) error {
 	return nil
 }
 
-func (j *judge) install(ctx context.Context) error {
+// prepare installs what is missing.
+func (j *judge) prepare(ctx context.Context) error {
 	if err := j.Plane.Install(ctx); err != nil {
 		return err
 	}
-	return j.Plane.AddPackages(ctx, controlplane.RouterPackage, controlplane.SSHImagePackage, "tempest")
+	if err := j.Plane.AddPackages(ctx, controlplane.RouterPackage, controlplane.SSHImagePackage, "tempest"); err != nil {
+		return err
+	}
+	_, err := j.Plane.SSHImage(ctx)
+	return err
 }
 
 // down ends everything that up started.

@@ -42,6 +42,11 @@ func (j *judge) judge(ctx context.Context) (*results, error) {
 			return nil, err
 		}
 	}
+	if _, err := os.Stat(filepath.Join(host, ".stestr")); err != nil { // listing needs what running makes
+		if out, err := j.Plane.Command(ctx, directory, "stestr", "init").CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("stestr init: %w: %s", err, out)
+		}
+	}
 	j.Plane.Say("asking Tempest for its tests")
 	out, err := j.tempest(ctx, "--list-tests").Output()
 	if err != nil {
