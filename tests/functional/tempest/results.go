@@ -116,7 +116,7 @@ func (r *results) print(out io.Writer) {
 		count += len(tests)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	defer table.Flush()
+	defer func() { _ = table.Flush() }() // a report to a terminal
 	fmt.Fprintf(table, "\npassed\t%d\nfailed\t%d\nnot run\t%d\nskipped\t%d\n", len(r.passed), len(r.failed), len(r.notRun()), count)
 	section := func(title string, tests []string) {
 		if len(tests) == 0 {
