@@ -5,6 +5,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"text/template"
 )
@@ -83,7 +84,11 @@ func (p *Plane) configure(ctx context.Context) error {
 		if err := parsed.Execute(&out, values); err != nil {
 			return err
 		}
-		return p.writeFile(strings.TrimPrefix(path, "files/"), out.String(), 0o644)
+		mode := os.FileMode(0o644)
+		if strings.HasPrefix(out.String(), "#!") {
+			mode = 0o755
+		}
+		return p.writeFile(strings.TrimPrefix(path, "files/"), out.String(), mode)
 	})
 	if err != nil {
 		return fmt.Errorf("configure: %w", err)
