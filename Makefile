@@ -17,7 +17,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 
-.PHONY: help build test check unit race fuzz-short lint functional functional-packages functional-linuxbridge functional-ovs bench bench-images demo demo-down prerequisites sample sample-check tidy clean
+.PHONY: help build test check unit race fuzz-short lint functional functional-packages functional-linuxbridge functional-ovs bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -75,6 +75,10 @@ bench: prerequisites ## start, boot and delete, messages and memory, beside the 
 bench-images: prerequisites ## import of an image beside curl, xz and tar, which take turns
 	COMPUTE_AGENT_SPEED_ROUNDS=7 COMPUTE_AGENT_TEST_IMAGES=$${COMPUTE_AGENT_TEST_IMAGES:-/var/lib/compute-agent-lab/images} \
 	  $(FUNCTIONAL) -v -timeout 30m -run '^TestImportSpeed$$' ./imagesync
+
+tempest: prerequisites ## OpenStack's Tempest as the judge of the compute API, against two agents; TEMPEST='-regex ...' for a part
+	tests/functional/prerequisites.sh tempest
+	go run ./tests/functional/tempest $(TEMPEST)
 
 demo: prerequisites ## control plane, agent, a server from a real image, a ping and a command inside
 	@go run ./tests/functional/demo up

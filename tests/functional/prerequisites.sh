@@ -3,7 +3,7 @@
 # agent calls, debootstrap for the control plane, id ranges for guests, and a Go toolchain if there is none.
 # It can be run again at any time and then takes a moment.
 #
-#     tests/functional/prerequisites.sh [tests]
+#     tests/functional/prerequisites.sh [tests|tempest]
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -14,6 +14,9 @@ packages="build-essential pkg-config lxc-dev liblxc1 lxc
 # For the tests: the programs of Open vSwitch, not its service, those that show what images carry, and those that make disk images
 # and file systems.
 test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools btrfs-progs xfsprogs"
+
+# For Tempest: what shows a guest its own processors and time since boot in /proc.
+tempest_packages="lxcfs"
 
 # Go, in case the machine has none that is new enough: Debian's fetches this one, a module like any other, and checks its sum.
 go_toolchain=golang.org/toolchain@v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)
@@ -97,9 +100,14 @@ install_go() {
 log=$(mktemp /tmp/compute-agent-apt.XXXXXX)
 our_policy=
 trap 'rm -f "$log" $our_policy' EXIT
-if [ "${1:-}" = tests ]; then
+case ${1:-} in
+  tests) more=$test_packages ;;
+  tempest) more=$tempest_packages ;;
+  *) more= ;;
+esac
+if [ -n "$more" ]; then
   # shellcheck disable=SC2086 # a list of words
-  install_missing $test_packages
+  install_missing $more
   exit
 fi
 # shellcheck disable=SC2086 # a list of words

@@ -36,6 +36,11 @@ func (p *Plane) Run(ctx context.Context, user string, args ...string) (string, e
 	return capture(p.chrootCommand(ctx, user, nil, args...), strings.Join(args, " "))
 }
 
+// Command is a command in the chroot for the caller to run, as root and in a directory of the chroot.
+func (p *Plane) Command(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	return p.chrootCommand(ctx, "root", nil, append([]string{"sh", "-c", `cd "$0" && exec "$@"`, dir}, args...)...)
+}
+
 // host runs a command of the host.
 func host(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"text/template"
 )
@@ -52,6 +53,10 @@ service_token_roles_required = true
 
 // configure writes every configuration file.
 func (p *Plane) configure(ctx context.Context) error {
+	plugins := ""
+	if p.Routers {
+		plugins = "router"
+	}
 	values := map[string]string{
 		"Database":     "mysql+pymysql://lab:" + Password + "@127.0.0.1",
 		"Host":         p.Host,
@@ -59,6 +64,7 @@ func (p *Plane) configure(ctx context.Context) error {
 		"Password":     Password,
 		"Peer":         PeerHost,
 		"PhysicalLink": physicalLink,
+		"Plugins":      plugins,
 		"Transport":    TransportURL(),
 	}
 	functions := template.FuncMap{"auth": authSection, "token": tokenSection}
@@ -78,7 +84,11 @@ func (p *Plane) configure(ctx context.Context) error {
 		if err := parsed.Execute(&out, values); err != nil {
 			return err
 		}
-		return p.writeFile(strings.TrimPrefix(path, "files/"), out.String(), 0o644)
+		mode := os.FileMode(0o644)
+		if strings.HasPrefix(out.String(), "#!") {
+			mode = 0o755
+		}
+		return p.writeFile(strings.TrimPrefix(path, "files/"), out.String(), mode)
 	})
 	if err != nil {
 		return fmt.Errorf("configure: %w", err)

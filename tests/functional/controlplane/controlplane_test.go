@@ -22,7 +22,7 @@ func TestWordsOfARule(t *testing.T) {
 func TestEveryFileIsATemplate(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{
-		"Database": "DB", "Host": "h", "Net": OVS, "Password": "p", "Peer": PeerHost, "PhysicalLink": physicalLink, "Transport": "T",
+		"Database": "DB", "Host": "h", "Net": OVS, "Password": "p", "Peer": PeerHost, "PhysicalLink": physicalLink, "Plugins": "", "Transport": "T",
 	}
 	functions := template.FuncMap{"auth": authSection, "token": tokenSection}
 	count := 0
@@ -41,6 +41,18 @@ func TestEveryFileIsATemplate(t *testing.T) {
 		return nil
 	}))
 	require.Greater(t, count, 15)
+}
+
+func TestLibrariesOfAProgram(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []string{"/lib/x86_64-linux-gnu/libz.so.1", "/lib64/ld-linux-x86-64.so.2"}, linked("/usr/sbin/dropbear:\n"+
+		"\tlinux-vdso.so.1 (0x00007ffd)\n\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f2c)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f2d)\n"))
+}
+
+func TestSSHImageReadsItsConfigDrive(t *testing.T) {
+	t.Parallel()
+	require.Contains(t, sshFiles["etc/init.d/rcS"], "/etc/init.d/config-drive\n")
+	require.NotContains(t, sshFiles["etc/init.d/rcS"], "hostname -F")
 }
 
 func TestListenersNameTheirOwner(t *testing.T) {

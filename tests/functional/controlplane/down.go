@@ -23,7 +23,7 @@ func (p *Plane) Down(ctx context.Context) error {
 	var firewall error
 	if p.mark("up") != "" && p.mark("packages") != "" {
 		agents, err := p.l2Services()
-		agents = append(agents, "peer", "peer-l2", "neutron-l2-agent", "neutron-dhcp-agent", "neutron-metadata-agent")
+		agents = append(agents, "peer", "peer-l2", "neutron-l2-agent", "neutron-l3-agent", "neutron-dhcp-agent", "neutron-metadata-agent")
 		// The agents go first, so that none puts back what is taken away.
 		firewall = errors.Join(err, p.stopServices(ctx, 5*time.Second, agents...), p.cleanFirewall(ctx))
 	}
@@ -86,6 +86,9 @@ var changedSettings = []string{
 // ownLinks are the names of links that the control plane and an agent's servers make.
 var ownLinks = regexp.MustCompile(`^(brq[0-9a-f-]{11}|(tap|qbr|qvo|qvb)[0-9a-f-]{11}|br-int(-\w+)?|br-phys|br-phy-\w+|ovs-netdev|labphys[01]|(int|phy)-br-phy.*)$`)
 
+// ownNetns are the names of network namespaces that neutron's agents make, for DHCP servers and routers.
+var ownNetns = regexp.MustCompile(`^q(dhcp|router)-`)
+
 func (p *Plane) observeHost(ctx context.Context) (hostRecord, error) {
 	record := hostRecord{Tables: p.tables(ctx), Sysctl: map[string]string{}}
 	links, err := net.Interfaces()
@@ -144,7 +147,7 @@ func (p *Plane) restoreHost(ctx context.Context) error {
 	}
 	var errs []error
 	for _, name := range now.Netns {
-		if strings.HasPrefix(name, "qdhcp-") && !slices.Contains(before.Netns, name) {
+		if ownNetns.MatchString(name) && !slices.Contains(before.Netns, name) {
 			_, err := host(ctx, "ip", "netns", "delete", name)
 			errs = append(errs, err)
 		}

@@ -140,7 +140,12 @@ esac
 }
 
 // makeBusyboxImage builds a root file system of one program, for tests that boot many servers.
-func (p *Plane) makeBusyboxImage(ctx context.Context) (err error) {
+func (p *Plane) makeBusyboxImage(ctx context.Context) error {
+	return p.busyboxTree(ctx, p.BusyboxPath(), busyboxFiles, nil)
+}
+
+// busyboxTree makes an archive of busybox, the files, and programs of the chroot with the libraries that they need.
+func (p *Plane) busyboxTree(ctx context.Context, path string, files map[string]string, programs []string) (err error) {
 	if err := os.MkdirAll(p.path("images"), 0o755); err != nil {
 		return err
 	}
@@ -152,7 +157,11 @@ func (p *Plane) makeBusyboxImage(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	file, err := os.Create(p.BusyboxPath())
+	libraries, err := p.libraries(ctx, programs)
+	if err != nil {
+		return err
+	}
+	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
@@ -165,14 +174,21 @@ func (p *Plane) makeBusyboxImage(ctx context.Context) (err error) {
 		image.dir(dir)
 	}
 	image.file("bin/busybox", string(program), 0o755)
+	for _, name := range append(libraries, programs...) {
+		data, err := os.ReadFile(p.inRoot(name))
+		if err != nil {
+			return err
+		}
+		image.file(strings.TrimPrefix(name, "/"), string(data), 0o755)
+	}
 	for applet := range strings.FieldsSeq(applets) {
 		if applet != "bin/busybox" && applet != "linuxrc" {
 			image.link(applet, "/bin/busybox")
 		}
 	}
 	image.link("sbin/init", "/bin/busybox")
-	for _, name := range slices.Sorted(maps.Keys(busyboxFiles)) {
-		text := busyboxFiles[name]
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		text := files[name]
 		mode := int64(0o644)
 		switch {
 		case strings.HasPrefix(text, "#!"):

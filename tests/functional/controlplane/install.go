@@ -58,6 +58,28 @@ func (p *Plane) Install(ctx context.Context) error {
 	return p.once("busybox-image", func() error { return p.makeBusyboxImage(ctx) })
 }
 
+// RouterPackage is what Plane.Routers needs.
+const RouterPackage = "neutron-l3-agent"
+
+// AddPackages installs more packages in the chroot, which Install has made, unless they are there. No service of theirs starts.
+func (p *Plane) AddPackages(ctx context.Context, packages ...string) (err error) {
+	missing := slices.DeleteFunc(slices.Clone(packages), func(name string) bool {
+		state, err := p.Run(ctx, "root", "dpkg-query", "-W", "-f", "${db:Status-Status}", name)
+		return err == nil && state == "installed"
+	})
+	if len(missing) == 0 {
+		return nil
+	}
+	p.Say("installing %s", strings.Join(missing, ", "))
+	if !p.Running() { // else everything is mounted, and somebody's
+		if err := p.mount(); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.killAll(context.WithoutCancel(ctx)), p.unmount()) }()
+	}
+	return p.aptInstall(ctx, p.Root, "apt", missing)
+}
+
 // source is one place that this machine's apt takes Debian 12 from.
 type source struct{ uri, release string }
 

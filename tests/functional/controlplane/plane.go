@@ -59,6 +59,9 @@ type Plane struct {
 	Net  string
 	Host string // this machine's name, which the agents and services run under
 
+	// Routers makes Up start neutron's L3 agent too, for routers and floating addresses. Its package is RouterPackage.
+	Routers bool
+
 	out   io.Writer
 	start time.Time
 	outMu sync.Mutex // guards writes to out

@@ -267,6 +267,11 @@ func (p *Plane) startControl(ctx context.Context) error {
 	if err := p.waitQueue(ctx, "q-reports-plugin"); err != nil {
 		return err
 	}
+	if p.Routers {
+		if err := p.startService(neutronService("neutron-l3-agent", "neutron-l3-agent", "--config-file=/etc/neutron/l3_agent.ini")); err != nil {
+			return err
+		}
+	}
 	return p.startServices(
 		neutronService("neutron-l2-agent", l2, mlConf, "--config-file="+l2Conf),
 		neutronService("neutron-dhcp-agent", "neutron-dhcp-agent", "--config-file=/etc/neutron/dhcp_agent.ini"),
@@ -301,8 +306,10 @@ func (p *Plane) waitNetworkAgents(ctx context.Context) error {
 		if err := admin.Do(ctx, http.MethodGet, cloud.Network, "/v2.0/agents?alive=true&host="+p.Host, nil, &answer); err != nil {
 			return false, err
 		}
-		const agents = 3 // L2, DHCP, metadata
-		fresh := 0
+		agents, fresh := 3, 0 // L2, DHCP, metadata
+		if p.Routers {
+			agents++
+		}
 		for _, agent := range answer.Agents {
 			if started, err := time.Parse(time.DateTime, agent.Started); err == nil && started.After(since) {
 				fresh++

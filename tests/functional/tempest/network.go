@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os/exec"
+	"strings"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// The external network, where floating addresses are from: a network without a way out, whose gateway is this machine.
+const (
+	publicNetwork = "tempest-public"
+	publicCIDR    = "10.78.0.0/24"
+	publicGateway = "10.78.0.1"
+)
+
+type object = map[string]any
+
+// makePublicNetwork makes the external network, unless it is there, gives this machine an address in it, and returns its id.
+func (j *judge) makePublicNetwork(ctx context.Context) (string, error) {
+	id, err := j.Admin.NetworkID(ctx, publicNetwork)
+	if err != nil {
+		return "", err
+	}
+	if id == "" {
+		var network struct{ Network struct{ ID string } }
+		err := j.Admin.Do(ctx, http.MethodPost, cloud.Network, "/v2.0/networks", object{"network": object{
+			"name": publicNetwork, "router:external": true, "provider:network_type": "local",
+		}}, &network)
+		if err != nil {
+			return "", err
+		}
+		id = network.Network.ID
+		err = j.Admin.Do(ctx, http.MethodPost, cloud.Network, "/v2.0/subnets", object{"subnet": object{
+			"network_id": id, "ip_version": 4, "cidr": publicCIDR, "gateway_ip": publicGateway, "enable_dhcp": false,
+		}}, nil)
+		if err != nil {
+			return "", err
+		}
+	}
+	// Neutron's agent takes a bridge that is there already.
+	bridge := "brq" + id[:11]
+	for _, args := range [][]string{
+		{"link", "show", bridge},
+		{"link", "add", bridge, "type", "bridge"},
+		{"address", "replace", publicGateway + "/24", "dev", bridge},
+		{"link", "set", bridge, "up"},
+	} {
+		if args[1] == "add" && err == nil {
+			continue
+		}
+		var out []byte
+		if out, err = exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil && args[1] != "show" {
+			return "", fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return id, nil
+}
+
+// extensions are the aliases of the network API's extensions that the control plane has.
+func (j *judge) extensions(ctx context.Context) (string, error) {
+	var answer struct{ Extensions []struct{ Alias string } }
+	err := j.Admin.Do(ctx, http.MethodGet, cloud.Network, "/v2.0/extensions", nil, &answer)
+	aliases := make([]string, 0, len(answer.Extensions))
+	for _, extension := range answer.Extensions {
+		aliases = append(aliases, extension.Alias)
+	}
+	return strings.Join(aliases, ","), err
+}
