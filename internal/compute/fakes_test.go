@@ -558,22 +558,32 @@ func (g *fakeGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fakeSender keeps the notifications as "PRIORITY event_type".
+// fakeSender keeps the notifications, and of each "PRIORITY event_type".
 type fakeSender struct {
 	on bool
 
-	mu     sync.Mutex // guards events
+	mu     sync.Mutex // guards the fields below
 	events []string
+	told   []notification
 }
 
-func (s *fakeSender) Notify(_ context.Context, _ []string, priority, _, eventType string, payload any) error {
-	if _, err := json.Marshal(payload); err != nil {
+func (s *fakeSender) Notify(_ context.Context, topics []string, priority, publisher, eventType string, payload any) error {
+	raw, err := json.Marshal(payload)
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, priority+" "+eventType)
+	s.told = append(s.told, notification{topics, priority, publisher, eventType, raw})
 	return nil
+}
+
+// clear forgets what was told.
+func (s *fakeSender) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events, s.told = nil, nil
 }
 
 func (s *fakeSender) Enabled() bool { return s.on }

@@ -66,7 +66,7 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 		kept = nil
 	}
 	m.Tracker.Arrived(ctx, inst, mv.migration.UUID, kept)
-	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
 	if m.same(mv) {
 		err = m.resizeHere(ctx, inst, old, wanted, limits)
 	} else {
@@ -100,7 +100,7 @@ func (m *Manager) finishSave(ctx context.Context, mv *move, info object.NetworkI
 	m.tellScheduler(ctx, func(ctx context.Context) error {
 		return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst})
 	})
-	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_finish", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
 	return nil
 }
 

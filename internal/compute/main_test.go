@@ -202,6 +202,18 @@ func user(t testing.TB) context.Context {
 // row is stored, as conductor and scheduler leave it.
 func (w *world) buildArgs(change map[string]any) rpc.Args {
 	w.t.Helper()
+	args := w.capturedBuild()
+	for name, value := range change {
+		args[name] = novatest.Raw(value)
+	}
+	w.nova.SetInstance(fieldsOf(w.t, args["instance"]))
+	w.placement.Allocate(uuid, w.Tracker.ProviderUUID(), placement.Resources{"VCPU": 1, "MEMORY_MB": 64})
+	return args
+}
+
+// capturedBuild are the captured arguments of a build, for the fake image and network.
+func (w *world) capturedBuild() rpc.Args {
+	w.t.Helper()
 	args := rpc.Args{}
 	for _, m := range capture.Operation(w.t, "zed", "server-create") {
 		if m.Method == "build_and_run_instance" {
@@ -225,11 +237,6 @@ func (w *world) buildArgs(change map[string]any) rpc.Args {
 	args["host_list"] = novatest.Raw([]any{map[string]any{
 		"nova_object.name": "Selection", "nova_object.namespace": "nova", "nova_object.version": "1.1", "nova_object.data": map[string]any{"service_host": "other"},
 	}})
-	for name, value := range change {
-		args[name] = novatest.Raw(value)
-	}
-	w.nova.SetInstance(fieldsOf(w.t, args["instance"]))
-	w.placement.Allocate(uuid, w.Tracker.ProviderUUID(), placement.Resources{"VCPU": 1, "MEMORY_MB": 64})
 	return args
 }
 
@@ -293,7 +300,7 @@ func builtWith(t testing.TB, flavor map[string]any, bdms []any, change ...func(*
 	w.nova.ClearLog()
 	w.placement.ClearLog()
 	w.trail.clear()
-	w.sender.events = nil
+	w.sender.clear()
 	return w
 }
 

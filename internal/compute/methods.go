@@ -81,7 +81,7 @@ func (m *Manager) methods() map[string]rpc.Handler {
 // refusals are the methods of compute-rpc's table that are not served, with the class
 // that keeps the server's state and gives the API's caller a proper answer.
 var refusals = map[string]refusal{
-	"trigger_crash_dump": {event: true, fault: true, err: unsupported("a crash dump")},
+	"trigger_crash_dump": {event: true, fault: true, notify: "trigger_crash_dump", err: unsupported("a crash dump")},
 	"quiesce_instance": {err: instanceError(func(uuid string) error {
 		return exception.New("InstanceQuiesceNotSupported", map[string]any{"instance_id": uuid})
 	})},

@@ -105,11 +105,10 @@ func prepare(source, destination *world, f map[string]any) rpc.Args {
 		fields[name] = novatest.Raw(value)
 	}
 	source.nova.AddMigration(fields)
-	source.nova.Update(uuid, map[string]any{"task_state": "resize_prep"})
 	held := placement.Resources{"VCPU": 1, "MEMORY_MB": 64}
 	source.placement.Allocate(migrationUUID, source.Tracker.ProviderUUID(), held)
 	source.placement.Allocate(uuid, destination.Tracker.ProviderUUID(), held)
-	build := source.buildArgs(nil)
+	build := source.capturedBuild()
 	source.nova.Update(uuid, map[string]any{"task_state": "resize_prep", "vm_state": "active", "host": source.opts.Host, "node": source.opts.Host})
 	return rpc.Args{
 		"instance": source.nova.Instance(uuid, "metadata", "system_metadata", "info_cache", "flavor"), "flavor": novatest.Raw(f),

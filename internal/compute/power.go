@@ -284,7 +284,7 @@ func (m *Manager) rebootFailed(ctx context.Context, inst *object.Instance, failu
 	if err == nil && now == driver.PowerStateRunning {
 		reqctx.Log(ctx).WithError(failure).Error("reboot failed, the guest runs")
 		m.recordFault(ctx, inst, failure)
-		m.Notify.Instance(ctx, notify.Event{Action: "reboot", Phase: "error", Instance: inst, Err: failure})
+		m.Notify.Instance(ctx, notify.Event{Action: "reboot", Phase: "error", Instance: inst, Err: failure, BDMs: noVolumes})
 		return m.Conductor.SaveInstance(ctx, inst, map[string]any{
 			"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil,
 		})
@@ -357,8 +357,19 @@ func (m *Manager) savePower(ctx context.Context, inst *object.Instance, vmState,
 // notifyInstance tells of an operation's phase. The payload needs the flavor and the
 // addresses, which requests often lack: they are loaded only if somebody listens.
 func (m *Manager) notifyInstance(ctx context.Context, inst *object.Instance, action, phase string) {
-	m.notifyEvent(ctx, notify.Event{Action: action, Phase: phase, Instance: inst})
+	e := notify.Event{Action: action, Phase: phase, Instance: inst}
+	if listsDevices[action] {
+		e.BDMs = noVolumes
+	}
+	m.notifyEvent(ctx, e)
 }
+
+// listsDevices are the actions of which nova-compute tells the block devices also where [notifications]
+// bdms_in_notifications is off, because it has just read them (nova/compute/manager.py).
+var listsDevices = map[string]bool{"delete": true, "shutdown": true, "reboot": true, "resume": true}
+
+// noVolumes are the volumes that a server here has.
+var noVolumes = []*object.BlockDeviceMapping{}
 
 func (m *Manager) notifyEvent(ctx context.Context, e notify.Event) {
 	if !m.Notify.Enabled() {

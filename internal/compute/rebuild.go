@@ -143,7 +143,7 @@ func (m *Manager) prepareRebuild(ctx context.Context, r *rebuildRequest) (*spawn
 		return nil, err
 	}
 	m.notifyExists(ctx, beforeRebuild(r))
-	m.Notify.Instance(ctx, notify.Event{Action: "rebuild", Phase: "start", Instance: inst, ImageName: r.image.Name})
+	m.Notify.Instance(ctx, notify.Event{Action: "rebuild", Phase: "start", Instance: inst, ImageName: r.image.Name, BDMs: r.BDMs})
 	now, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return nil, err

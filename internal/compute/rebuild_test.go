@@ -23,20 +23,6 @@ func (w *world) both() *world {
 	return w
 }
 
-// captured are the notifications that the compute host sent in a captured operation, as "PRIORITY event_type".
-func captured(t testing.TB, operation string) []string {
-	t.Helper()
-	var events []string
-	for _, m := range capture.Operation(t, "zed", operation) {
-		ours := strings.HasPrefix(m.PublisherID, "compute.peer") || strings.HasPrefix(m.PublisherID, "nova-compute:peer")
-		if m.EventType != "" && ours && !strings.HasSuffix(m.EventType, "instance.update") {
-			events = append(events, m.Priority+" "+m.EventType)
-		}
-	}
-	require.NotEmpty(t, events)
-	return events
-}
-
 // done requires that an operation left nothing of its own behind.
 func (w *world) done() {
 	w.t.Helper()
@@ -77,7 +63,7 @@ func TestRebuildInstance(t *testing.T) {
 	lanes := w.lanes()
 	lanes["guest"] = lanes["guest"][2:] // the build's
 	transcript(t, "rebuild", lanes)
-	require.Equal(t, captured(t, "rebuild"), w.sender.all())
+	w.toldAs("rebuild", nil)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	after, _ := w.driver.Instance(uuid)
 	require.NotEqual(t, before.InitPID, after.InitPID)

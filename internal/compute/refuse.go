@@ -10,8 +10,9 @@ import (
 
 // refusal says how a method that a container cannot serve is refused.
 type refusal struct {
-	event         bool // the method's action event is opened and closed with the error
-	fault, revert bool // as in operation
+	event         bool   // the method's action event is opened and closed with the error
+	fault, revert bool   // as in operation
+	notify        string // action whose start is told before the refusal; "": none
 	err           func(args rpc.Args) error
 	// undo takes back what the caller prepared for the method; nil: nothing.
 	undo func(ctx context.Context, m *Manager, inst *object.Instance, args rpc.Args)
@@ -25,6 +26,9 @@ func (m *Manager) refuse(method string, r refusal) rpc.Handler {
 		op.event = method
 	}
 	refused := m.onInstance(op, func(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
+		if r.notify != "" {
+			m.notifyInstance(ctx, inst, r.notify, "start")
+		}
 		if r.undo != nil {
 			r.undo(ctx, m, inst, args)
 		}

@@ -80,7 +80,7 @@ func (m *Manager) resizeSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	m.Notify.Instance(ctx, notify.Event{Action: "resize", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize", Phase: "start", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
 	if !m.same(mv) {
 		if err := m.leave(ctx, mv); err != nil {
 			return err
@@ -108,7 +108,7 @@ func (m *Manager) resizeSteps(ctx context.Context, mv *move) error {
 	if err := m.castFinish(ctx, mv); err != nil {
 		return m.failMove(ctx, mv, fmt.Errorf("tell the destination: %w", err))
 	}
-	m.Notify.Instance(ctx, notify.Event{Action: "resize", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
 	return nil
 }
 

@@ -121,7 +121,7 @@ func (m *Manager) finishRevertResize(ctx context.Context, mv *move) error {
 
 func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	inst := mv.inst
-	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "start", Instance: inst, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "start", Instance: inst, BDMs: noVolumes})
 	old := inst.OldFlavor
 	if old == nil {
 		old = inst.Flavor
@@ -164,7 +164,7 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	m.tellScheduler(ctx, func(ctx context.Context) error {
 		return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst})
 	})
-	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: []*object.BlockDeviceMapping{}})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
 	return nil
 }
 

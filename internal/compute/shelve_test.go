@@ -32,7 +32,7 @@ func TestShelveAndUnshelve(t *testing.T) {
 	lanes := w.lanes()
 	lanes["guest"] = lanes["guest"][2:] // the build's
 	transcript(t, "shelve", lanes)
-	require.Equal(t, captured(t, "shelve"), w.sender.all())
+	w.toldAs("shelve", nil)
 	require.Equal(t, "shelved_offloaded/-/-", w.nova.States(uuid))
 	require.Equal(t, []string{"port-1=" + uuid + "@"}, w.neutron.state(), "the port is the server's, bound to no host")
 	require.Empty(t, w.placement.Consumers())
@@ -49,7 +49,7 @@ func TestShelveAndUnshelve(t *testing.T) {
 	lanes = w.lanes()
 	lanes["guest"] = lanes["guest"][len(lanes["guest"])-2:]
 	transcript(t, "unshelve", lanes)
-	require.Equal(t, captured(t, "unshelve"), w.sender.all())
+	w.toldAs("unshelve", nil)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	require.Equal(t, imageID, w.nova.Field(uuid, "image_ref"))
 	require.NotContains(t, w.nova.Field(uuid, "system_metadata"), "shelved_")
@@ -70,7 +70,7 @@ func (w *world) unshelve(t testing.TB) {
 	w.nova.ClearLog()
 	w.placement.ClearLog()
 	w.trail.clear()
-	w.sender.events = nil
+	w.sender.clear()
 	w.placement.Allocate(uuid, w.Tracker.ProviderUUID(), placement.Resources{"VCPU": 1, "MEMORY_MB": 64})
 	w.plugEventsOnSave()
 	_, err := w.operate("unshelve_instance", object.TaskStateUnshelving, map[string]any{

@@ -80,7 +80,10 @@ func TestSnapshotInstance(t *testing.T) {
 				`Instance.save task_state="image_uploading" if task_state=["image_pending_upload"]`,
 				`Instance.save task_state=null if task_state=["image_uploading"]`,
 			}, w.saves())
-			require.Equal(t, captured(t, "image-create"), w.sender.all())
+			w.toldAs("image-create", map[string]any{
+				"compute.instance.snapshot.start state": c.vm, "instance.snapshot.start state": c.vm, "instance.snapshot.start power_state": c.state.String(),
+				"compute.instance.snapshot.end state": c.vm, "instance.snapshot.end state": c.vm, "instance.snapshot.end power_state": c.state.String(),
+			})
 			require.Equal(t, c.vm+"/-/"+testHost, w.nova.States(uuid))
 			require.Equal(t, c.trail, slices.DeleteFunc(w.trail.all(), func(line string) bool { return line[0] == 'g' }))
 			require.Equal(t, c.calls, slices.DeleteFunc(w.driver.Calls()[calls:], func(call string) bool { return call[0] == 'I' }))
@@ -210,7 +213,7 @@ func TestBackupRotates(t *testing.T) {
 	w.glance.images.add(newImage, "queued", backup)
 	_, err := w.operate("backup_instance", object.TaskStateImageBackup, map[string]any{"image_id": newImage, "backup_type": "daily", "rotation": 2})
 	require.NoError(t, err)
-	require.Equal(t, captured(t, "backup"), w.sender.all())
+	w.toldAs("backup", nil)
 	require.Equal(t, `Instance.save task_state="image_pending_upload" if task_state=["image_backup"]`, w.saves()[1])
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	require.Equal(t, []string{"another-server", newImage, "old", "weekly"}, w.glance.images.ids())

@@ -26,7 +26,7 @@ func TestSuspendAndResume(t *testing.T) {
 	require.NoError(t, w.syncPowerStates(t.Context()))
 	require.Equal(t, "suspended/-/"+testHost, w.nova.States(uuid), "the sync leaves it alone")
 
-	w.sender.events = nil
+	w.sender.clear()
 	_, err = w.operate("resume_instance", "resuming", nil)
 	require.NoError(t, err)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))

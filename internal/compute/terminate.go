@@ -69,6 +69,9 @@ func (m *Manager) deleteSteps(ctx context.Context, inst *object.Instance, ownPor
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if inst.InfoCache != nil { // what is told from here on; the row's own goes with the row
+		inst.InfoCache.NetworkInfo = nil
+	}
 	m.notifyInstance(ctx, inst, "shutdown", "end")
 
 	err := m.Conductor.SaveInstance(ctx, inst, map[string]any{

@@ -16,7 +16,7 @@ import (
 func TestTerminate(t *testing.T) {
 	t.Parallel()
 	w := built(t)
-	w.sender.events = nil
+	w.sender.clear()
 	_, err := w.operate("terminate_instance", object.TaskStateDeleting, nil)
 	require.NoError(t, err)
 	lanes := w.lanes()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 var null = json.RawMessage("null")
@@ -175,10 +176,10 @@ func destroyInstance(c *Conductor, in *request) (json.RawMessage, error) {
 		return nil, Failure("ObjectActionError")
 	}
 	uuid := text(row["uuid"])
-	row["deleted"] = Raw(true)
+	row["deleted"], row["deleted_at"] = Raw(true), Raw(time.Now().UTC().Format("2006-01-02T15:04:05Z"))
 	delete(c.caches, uuid)
 	maps.DeleteFunc(c.vifs, func(_, of string) bool { return of == uuid })
-	return updates(Fields{"deleted": Raw(true)}), nil
+	return updates(Fields{"deleted": row["deleted"], "deleted_at": row["deleted_at"]}), nil
 }
 
 func instancesByHost(c *Conductor, in *request) (json.RawMessage, error) {

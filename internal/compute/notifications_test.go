@@ -1,0 +1,202 @@
+package compute
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/nova/capture"
+)
+
+// notification is one that was passed to the sender.
+type notification struct {
+	topics                           []string
+	priority, publisherID, eventType string
+	payload                          json.RawMessage
+}
+
+// digest is what a handler decides of a notification. How a payload is made of an instance is the subject of
+// internal/nova/notify's tests.
+type digest struct {
+	Event, Publisher, Payload string
+	// Fields are those of the payload: the value of those that an operation changes, of the others whether they are null.
+	Fields map[string]any
+}
+
+// changing are the fields whose value is compared.
+var changing = []string{"state", "state_description", "task_state", "power_state", "progress", "message", "fault", "block_devices"}
+
+// incidental are fields that depend on the server's history and not on the operation.
+var incidental = []string{"updated_at", "metadata", "key_name", "display_description", "availability_zone"}
+
+// digests are those of what one operation told.
+func digests(t testing.TB, told []notification) []digest {
+	t.Helper()
+	var all []digest
+	first := -1
+	for _, n := range told {
+		d := digestOf(t, n)
+		if addresses, ok := d.Fields["ip_addresses"].(int); ok {
+			if first < 0 {
+				first = addresses
+			}
+			d.Fields["ip_addresses"] = map[int]string{-1: "fewer", 0: "as before", 1: "more"}[cmp.Compare(addresses, first)]
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func digestOf(t testing.TB, n notification) digest {
+	t.Helper()
+	publisher, _, _ := strings.Cut(strings.ReplaceAll(n.publisherID, "compute.", "compute:"), ":")
+	d := digest{Event: n.priority + " " + n.eventType, Publisher: publisher, Payload: "legacy", Fields: map[string]any{}}
+	var all map[string]any
+	require.NoError(t, json.Unmarshal(n.payload, &all))
+	if class, ok := all["nova_object.name"].(string); ok {
+		version, _ := all["nova_object.version"].(string)
+		d.Payload = class + " " + version
+		all, _ = all["nova_object.data"].(map[string]any)
+	}
+	for name, value := range all {
+		switch {
+		case slices.Contains(changing, name):
+			d.Fields[name] = value
+		case name == "ip_addresses":
+			list, _ := value.([]any)
+			d.Fields[name] = len(list)
+		case slices.Contains(incidental, name):
+			d.Fields[name] = "any"
+		default:
+			d.Fields[name] = value != nil
+		}
+	}
+	return d
+}
+
+// capturedDigests are those of what a compute host told in a captured operation; host "" is any.
+func capturedDigests(t testing.TB, operation, host string) []digest {
+	t.Helper()
+	var told []notification
+	for _, m := range capture.Operation(t, "zed", operation) {
+		_, of, _ := strings.Cut(strings.Replace(m.PublisherID, "compute.", "nova-compute:", 1), "nova-compute:")
+		if m.EventType == "" || host != "" && of != host || !strings.HasPrefix(of, "peer") || strings.HasSuffix(m.EventType, "instance.update") {
+			continue
+		}
+		told = append(told, notification{nil, m.Priority, m.PublisherID, m.EventType, m.Payload})
+	}
+	return digests(t, told)
+}
+
+// toldAs requires that what was told is, in both forms and in its order, what nova-compute told in a captured operation.
+// ours are values that differ with reason, as "event field" → value: the capture's driver knows no paused guest, for one.
+func (w *world) toldAs(operation string, ours map[string]any) {
+	w.t.Helper()
+	w.compareTold(operation, capturedDigests(w.t, operation, ""), digests(w.t, w.sender.told), ours)
+}
+
+// toldBy is toldAs for one of the hosts of a captured move, which was to tell the same in whatever order.
+func (w *world) toldBy(operation, host string, ours map[string]any) {
+	w.t.Helper()
+	order := func(a, b digest) int { return cmp.Compare(a.Event, b.Event) }
+	want, got := capturedDigests(w.t, operation, host), digests(w.t, w.sender.told)
+	slices.SortFunc(want, order)
+	slices.SortFunc(got, order)
+	w.compareTold(operation, want, got, ours)
+}
+
+func (w *world) compareTold(operation string, want, got []digest, ours map[string]any) {
+	w.t.Helper()
+	for i := range want {
+		_, event, _ := strings.Cut(want[i].Event, " ")
+		for name := range want[i].Fields {
+			if value, ok := ours[event+" "+name]; ok {
+				want[i].Fields[name] = value
+			}
+		}
+	}
+	for _, n := range w.sender.told {
+		versioned := strings.HasPrefix(n.publisherID, "nova-compute:")
+		require.Equal(w.t, versioned, len(n.topics) == 1, "topics of %s", n.eventType)
+	}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		w.t.Errorf("%s (-captured +told):\n%s", operation, diff)
+	}
+	w.sender.clear()
+}
+
+// TestNotificationsOfOperations replays captured operations, and compares what is told in both forms.
+func TestNotificationsOfOperations(t *testing.T) {
+	t.Parallel()
+	hard, soft := map[string]any{"reboot_type": "HARD"}, map[string]any{"reboot_type": "SOFT"}
+	for _, c := range []struct {
+		operation, method, task string
+		setUp                   func(w *world)
+		args                    map[string]any
+		ours                    map[string]any
+	}{
+		{"pause", "pause_instance", "pausing", nil, nil, map[string]any{"instance.pause.end power_state": "paused"}},
+		{"unpause", "unpause_instance", "unpausing", in("paused", driver.PowerStatePaused), nil, map[string]any{"instance.unpause.start power_state": "paused"}},
+		{"suspend", "suspend_instance", "suspending", nil, nil, map[string]any{"instance.suspend.end power_state": "suspended"}},
+		{"resume", "resume_instance", "resuming", in("suspended", driver.PowerStateSuspended), nil, map[string]any{"instance.resume.start power_state": "suspended"}},
+		{"stop", "stop_instance", "powering-off", nil, nil, nil},
+		{"start", "start_instance", "powering-on", in("stopped", driver.PowerStateShutdown), nil, nil},
+		{"reboot-soft", "reboot_instance", "rebooting", nil, soft, nil},
+		{"reboot-hard", "reboot_instance", "rebooting_hard", nil, hard, nil},
+		{"interface-attach-net", "attach_interface", "", nil, attachArgs(nil), nil},
+		{"interface-attach-port", "attach_interface", "", func(w *world) { w.neutron.addPort("own") }, attachArgs(map[string]any{"network_id": nil, "port_id": "own"}), nil},
+		{"interface-detach-net", "detach_interface", "", nil, map[string]any{"port_id": "port-1"}, nil},
+		{"set-password", "set_admin_password", "updating_password", func(w *world) {
+			w.accounts("root:x:0:0::/root:/bin/sh\n", "root:*:1::::::\n")
+		}, map[string]any{"new_pass": "s3cret"}, nil},
+		{"console-log", "get_console_output", "", nil, map[string]any{"tail_length": 10}, nil},
+		{"server-diagnostics", "get_instance_diagnostics", "", nil, nil, nil},
+		{"inject-network-info", "inject_network_info", "", nil, nil, nil},
+		{"add-fixed-ip", "add_fixed_ip_to_instance", "", nil, map[string]any{"network_id": networkID}, nil},
+		{"server-delete", "terminate_instance", "deleting", nil, nil, nil},
+		{"force-delete", "terminate_instance", "deleting", nil, nil, nil},
+	} {
+		t.Run(c.operation, func(t *testing.T) {
+			t.Parallel()
+			w := built(t).both()
+			if c.setUp != nil {
+				c.setUp(w)
+			}
+			w.sender.clear()
+			_, err := w.operate(c.method, c.task, c.args)
+			require.NoError(t, err)
+			w.toldAs(c.operation, c.ours)
+		})
+	}
+}
+
+// TestNotificationsOfARefusal: the start is told as of any crash dump, then the exception.
+func TestNotificationsOfARefusal(t *testing.T) {
+	t.Parallel()
+	w := built(t).both()
+	w.sender.clear()
+	_, err := w.operate("trigger_crash_dump", "", nil)
+	require.Error(t, err)
+	require.Equal(t, capturedDigests(t, "trigger-crash-dump", "")[:2], digests(t, w.sender.told[:2]))
+	require.Equal(t, []string{"ERROR trigger_crash_dump", "ERROR compute.exception"}, w.sender.all()[2:])
+	refused := capturedDigests(t, "hypervisor-uptime", "")
+	got := digests(t, w.sender.told[2:])
+	for i := range refused {
+		refused[i].Event, got[i].Event = "", "" // of another method
+		require.Equal(t, refused[i], got[i])
+	}
+}
+
+// in puts the captured server and its guest into a state.
+func in(vm string, guest driver.PowerState) func(w *world) {
+	return func(w *world) {
+		w.driver.SetState(uuid, guest)
+		w.nova.Update(uuid, map[string]any{"vm_state": vm, "power_state": int(guest)})
+	}
+}
