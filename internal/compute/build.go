@@ -38,7 +38,7 @@ const buildEvent = "_do_build_and_run_instance"
 func (m *Manager) buildAndRunInstance(ctx context.Context, args rpc.Args) (any, error) {
 	r, err := decodeBuildRequest(args)
 	if err != nil {
-		if r.Instance.UUID == "" {
+		if checkUUID(r.Instance) != nil {
 			return nil, err
 		}
 		r.refused = abortBecause(r.Instance.UUID, err) // nobody waits for an answer: the instance must tell

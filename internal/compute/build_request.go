@@ -3,7 +3,6 @@ package compute
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -60,8 +59,8 @@ func decodeBuildRequest(args rpc.Args) (*buildRequest, error) {
 			return r, err
 		}
 	}
-	if r.Instance.UUID == "" {
-		return r, fmt.Errorf("decode argument instance: %w", errNoUUID)
+	if err := checkUUID(r.Instance); err != nil {
+		return r, err
 	}
 	if slices.Contains(bdms.Objects, nil) || r.RequestedNetworks != nil && slices.Contains(r.RequestedNetworks.Objects, nil) {
 		return r, errors.New("decode arguments block_device_mapping and requested_networks: null inside")

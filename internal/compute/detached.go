@@ -44,12 +44,9 @@ func (m *Manager) detachedMethods() map[string]detachedMethod {
 // and a delete of the instance cancels it.
 func (m *Manager) detached(d detachedMethod) rpc.Handler {
 	return func(ctx context.Context, args rpc.Args) (any, error) {
-		inst := &object.Instance{}
-		if err := args.Decode("instance", inst); err != nil {
+		inst, err := instanceArgument(args)
+		if err != nil {
 			return nil, err
-		}
-		if inst.UUID == "" {
-			return nil, errNoUUID
 		}
 		op := &underway{uuid: inst.UUID, method: d.op.method}
 		m.accept(ctx, op, newEntry(ctx, d.op.method, args), func(ctx context.Context, unwritten error) bool {
@@ -105,8 +102,7 @@ func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, a
 // but lets what changes the root disk come to its end.
 func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {
 	return func(ctx context.Context, args rpc.Args) (any, error) {
-		var inst object.Instance
-		if args.Decode("instance", &inst) == nil {
+		if inst, err := instanceArgument(args); err == nil {
 			m.journal.cancel(inst.UUID, errDeleted, "snapshot_instance", "backup_instance")
 		}
 		return h(ctx, args)

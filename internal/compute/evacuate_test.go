@@ -31,6 +31,20 @@ func TestMoveNotifications(t *testing.T) {
 	source.toldBy("resize-confirm", testHost, nil)
 }
 
+// TestRevertNotifications: the captured server had been moved the other way.
+func TestRevertNotifications(t *testing.T) {
+	source, destination := twoHosts(t)
+	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+	source.next("resize_instance")
+	destination.next("finish_resize")
+	source.both().sender.clear()
+	destination.both().sender.clear()
+	destination.step("revert_resize", revertArgs(source))
+	source.next("finish_revert_resize")
+	destination.toldBy("resize-revert", testHost, nil)
+	source.toldBy("resize-revert", otherHost, nil)
+}
+
 // evacuate does what API and conductor do for an evacuation to the other host.
 func evacuate(source, destination *world) rpc.Args {
 	source.t.Helper()

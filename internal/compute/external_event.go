@@ -36,7 +36,9 @@ func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any
 	}
 	byUUID := make(map[string]*object.Instance, len(instances))
 	for _, inst := range instances {
-		byUUID[inst.UUID] = inst
+		if checkUUID(inst) == nil {
+			byUUID[inst.UUID] = inst
+		}
 	}
 	// Who waits for a port must not wait for the refreshes besides.
 	for _, e := range events {

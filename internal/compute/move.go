@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -86,8 +85,11 @@ func decodeMove(method string, args rpc.Args) (*move, error) {
 			return nil, err
 		}
 	}
-	if mv.inst.UUID == "" || mv.migration.UUID == "" {
-		return nil, fmt.Errorf("decode arguments of %s: %w", method, errNoUUID)
+	if err := checkUUID(mv.inst); err != nil {
+		return nil, err
+	}
+	if mv.migration.UUID == "" {
+		return nil, errors.New("decode argument migration: it has no uuid")
 	}
 	if mv.flavor == nil && (method == "prep_resize" || method == "resize_instance") {
 		return nil, errors.New("decode argument flavor: it is null")

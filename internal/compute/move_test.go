@@ -178,17 +178,21 @@ func TestMoveToAnotherHost(t *testing.T) {
 	require.Empty(t, source.entries())
 }
 
+// revertArgs does what the API does for the revert of a resize, and returns revert_resize's arguments.
+func revertArgs(source *world) rpc.Args {
+	source.nova.Update(uuid, map[string]any{"task_state": "resize_reverting"})
+	return rpc.Args{
+		"instance":  source.nova.Instance(uuid, "metadata", "system_metadata", "info_cache", "flavor", "old_flavor", "new_flavor"),
+		"migration": novatest.Object("Migration", source.nova.Migration(migrationUUID)), "request_spec": novatest.Raw(nil),
+	}
+}
+
 func TestMoveIsReverted(t *testing.T) {
 	source, destination := twoHosts(t)
 	destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99, "memory_mb": 128})))
 	source.next("resize_instance")
 	destination.next("finish_resize")
-	source.nova.Update(uuid, map[string]any{"task_state": "resize_reverting"})
-	args := rpc.Args{
-		"instance":  source.nova.Instance(uuid, "metadata", "system_metadata", "info_cache", "flavor", "old_flavor", "new_flavor"),
-		"migration": novatest.Object("Migration", source.nova.Migration(migrationUUID)), "request_spec": novatest.Raw(nil),
-	}
-	destination.step("revert_resize", args)
+	destination.step("revert_resize", revertArgs(source))
 	local, err := destination.localInstances(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, local)

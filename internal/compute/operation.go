@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -31,12 +32,31 @@ type instanceFunc func(ctx context.Context, inst *object.Instance, args rpc.Args
 // onInstance makes an RPC handler of a method body.
 func (m *Manager) onInstance(op operation, body instanceFunc) rpc.Handler {
 	return func(ctx context.Context, args rpc.Args) (any, error) {
-		inst := &object.Instance{}
-		if err := args.Decode("instance", inst); err != nil {
+		inst, err := instanceArgument(args)
+		if err != nil {
 			return nil, err
 		}
 		return m.perform(ctx, op, inst, args, body)
 	}
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// instanceArgument reads the instance that a method is about.
+func instanceArgument(args rpc.Args) (*object.Instance, error) {
+	inst := &object.Instance{}
+	if err := args.Decode("instance", inst); err != nil {
+		return nil, err
+	}
+	return inst, checkUUID(inst)
+}
+
+// checkUUID refuses an instance without a UUID: it names files, links and records of this host.
+func checkUUID(inst *object.Instance) error {
+	if !uuidForm.MatchString(inst.UUID) {
+		return exception.New("InvalidUUID", map[string]any{"uuid": inst.UUID})
+	}
+	return nil
 }
 
 // perform runs a method body between the start and the end of its action event and

@@ -58,8 +58,8 @@ func noConsole(args rpc.Args) error {
 
 func instanceError(build func(uuid string) error) func(rpc.Args) error {
 	return func(args rpc.Args) error {
-		var inst object.Instance
-		if err := args.Decode("instance", &inst); err != nil {
+		inst, err := instanceArgument(args)
+		if err != nil {
 			return err
 		}
 		return build(inst.UUID)

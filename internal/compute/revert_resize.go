@@ -141,8 +141,7 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	info, err := m.takeBack(ctx, mv, old, limits)
-	if err != nil {
+	if err := m.takeBack(ctx, mv, old, limits); err != nil {
 		return err
 	}
 	if err := m.saveMapping(ctx, inst.UUID, grownFrom(inst, old), old); err != nil {
@@ -164,45 +163,44 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	m.tellScheduler(ctx, func(ctx context.Context) error {
 		return m.Conductor.UpdateInstanceInfo(ctx, m.opts.Host, []*object.Instance{inst})
 	})
-	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "end", Instance: inst, NetworkInfo: info, BDMs: noVolumes})
+	m.Notify.Instance(ctx, notify.Event{Action: "resize_revert", Phase: "end", Instance: inst, BDMs: noVolumes})
 	return nil
 }
 
 // takeBack gives the instance its ports, limits and disks of before.
-func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, limits flavor.Limits) (object.NetworkInfo, error) {
+func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, limits flavor.Limits) error {
 	inst := mv.inst
 	if m.same(mv) {
-		info, err := m.refreshNetworkInfo(ctx, inst)
-		if err != nil {
-			return nil, networkError(inst, err)
+		if _, err := m.refreshNetworkInfo(ctx, inst); err != nil {
+			return networkError(inst, err)
 		}
-		return info, m.resizeBack(ctx, inst, old, limits)
+		return m.resizeBack(ctx, inst, old, limits)
 	}
 	info, ports, err := m.bindHere(ctx, mv)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ports.cancel()
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
-		return info, errors.Join(err, exception.InstanceNotFound(inst.UUID))
+		return errors.Join(err, exception.InstanceNotFound(inst.UUID))
 	}
 	rec.setVIFs(vifsOfInfo(inst.UUID, info))
 	if err := m.saveRecord(rec); err != nil {
-		return info, err
+		return err
 	}
 	for _, v := range rec.VIFs {
 		if _, err := ports.plug(ctx, v); err != nil {
-			return info, err
+			return err
 		}
 	}
 	if stateBefore(inst) == object.VMStateStopped {
-		return info, nil
+		return nil
 	}
 	if err := awaitPorts(ctx, ports); err != nil {
-		return info, err
+		return err
 	}
-	return info, m.runRecorded(ctx, rec)
+	return m.runRecorded(ctx, rec)
 }
 
 // resizeBack undoes a resize on the same host. Disks that grew become small again while the guest is off.

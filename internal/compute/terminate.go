@@ -17,8 +17,7 @@ import (
 // runs detached: a delete does not wait for a download or an upload.
 func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, error) {
 	var ownPorts []string
-	var doomed object.Instance
-	if args.Decode("instance", &doomed) == nil {
+	if doomed, err := instanceArgument(args); err == nil {
 		ownPorts = m.journal.cancel(doomed.UUID, errDeleted)
 		m.endOffer(doomed.UUID)
 	}
