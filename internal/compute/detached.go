@@ -35,7 +35,10 @@ func (m *Manager) detachedMethods() map[string]detachedMethod {
 		"shelve_offload_instance": m.shelveOffloadInstance,
 		"unshelve_instance":       m.unshelveInstance,
 	} {
-		methods[method] = detachedMethod{operation{method: method, event: method, fault: true, revert: true, lock: true}, body}
+		op := operation{method: method, event: method, fault: true, revert: true, lock: true}
+		// The others look for themselves: an instance to unshelve or to evacuate is not here, and an image is to be deleted in any case.
+		op.ours = slices.Contains([]string{"rescue_instance", "unrescue_instance", "shelve_offload_instance"}, method)
+		methods[method] = detachedMethod{op, body}
 	}
 	return methods
 }

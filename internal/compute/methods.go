@@ -23,7 +23,7 @@ func (m *Manager) Endpoints() []rpc.Endpoint {
 func (m *Manager) methods() map[string]rpc.Handler {
 	// full is the set of decorators that most operations wear (conductor.md 6.1).
 	full := func(method string, lock bool, body instanceFunc) rpc.Handler {
-		return m.onInstance(operation{method: method, event: method, fault: true, revert: true, lock: lock}, body)
+		return m.onInstance(operation{method: method, event: method, fault: true, revert: true, lock: lock, ours: true}, body)
 	}
 	// query is a method that changes nothing and leaves no event.
 	query := func(method string, body instanceFunc) rpc.Handler {
@@ -55,10 +55,10 @@ func (m *Manager) methods() map[string]rpc.Handler {
 
 		"get_console_output":            query("get_console_output", m.consoleOutput),
 		"inject_network_info":           query("inject_network_info", m.injectNetworkInfo),
-		"attach_interface":              m.onInstance(operation{method: "attach_interface", event: "attach_interface", fault: true, lock: true}, m.attachInterface),
-		"detach_interface":              m.onInstance(operation{method: "detach_interface", event: "detach_interface", fault: true, lock: true}, m.detachInterface),
-		"add_fixed_ip_to_instance":      m.onInstance(operation{method: "add_fixed_ip_to_instance", fault: true, lock: true}, m.addFixedIP),
-		"remove_fixed_ip_from_instance": m.onInstance(operation{method: "remove_fixed_ip_from_instance", fault: true, lock: true}, m.removeFixedIP),
+		"attach_interface":              m.onInstance(operation{method: "attach_interface", event: "attach_interface", fault: true, lock: true, ours: true}, m.attachInterface),
+		"detach_interface":              m.onInstance(operation{method: "detach_interface", event: "detach_interface", fault: true, lock: true, ours: true}, m.detachInterface),
+		"add_fixed_ip_to_instance":      m.onInstance(operation{method: "add_fixed_ip_to_instance", fault: true, lock: true, ours: true}, m.addFixedIP),
+		"remove_fixed_ip_from_instance": m.onInstance(operation{method: "remove_fixed_ip_from_instance", fault: true, lock: true, ours: true}, m.removeFixedIP),
 		"external_instance_event":       m.externalInstanceEvent,
 		"set_host_enabled":              m.setHostEnabled,
 		"cache_images":                  m.cacheImages,

@@ -24,6 +24,7 @@ type operation struct {
 	fault  bool   // record an instance fault on failure
 	revert bool   // reset task_state on failure
 	lock   bool   // serialise with other operations on the instance
+	ours   bool   // refuse an instance of another host
 }
 
 // instanceFunc is the body of a method on one instance.
@@ -92,6 +93,11 @@ func leaving(ctx context.Context) bool {
 }
 
 func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
+	if op.ours {
+		if err := m.checkOurs(inst); err != nil {
+			return nil, err
+		}
+	}
 	if op.lock {
 		queued := stopwatch.Wait(ctx, stopwatch.Queue)
 		unlock, err := m.locks.Lock(ctx, inst.UUID)
@@ -102,6 +108,15 @@ func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instanc
 		defer unlock()
 	}
 	return body(ctx, inst, args)
+}
+
+// checkOurs refuses an instance of another host, as a message that went astray has: what is done here would be
+// told of a guest that runs elsewhere. nova-compute has no such check and mostly ends in the same class, from its driver.
+func (m *Manager) checkOurs(inst *object.Instance) error {
+	if inst.Host != "" && inst.Host != m.opts.Host {
+		return exception.InstanceNotFound(inst.UUID)
+	}
+	return nil
 }
 
 // settle reverts the task state and records the fault of a failed operation, and

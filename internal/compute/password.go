@@ -21,9 +21,12 @@ const passwordTimeout = 20 * time.Second
 // setAdminPassword changes the administrator's password in a running guest
 // (nova/compute/manager.py:set_admin_password). Whatever happens, the task state is reset.
 func (m *Manager) setAdminPassword(ctx context.Context, inst *object.Instance, args rpc.Args) (any, error) {
-	var password string
-	if err := args.DecodeOptional("new_pass", &password); err != nil {
+	var password *string
+	if err := args.Decode("new_pass", &password); err != nil {
 		return nil, err
+	}
+	if password == nil { // an empty one is a choice, none is a mistake
+		return nil, exception.InstancePasswordSetFailed(inst.UUID, "there is no password")
 	}
 	if state, err := m.powerState(ctx, inst.UUID); err != nil || state != driver.PowerStateRunning {
 		return nil, exception.InstancePasswordSetFailed(inst.UUID, "instance "+inst.UUID+" is not running").Because(err)
@@ -35,7 +38,7 @@ func (m *Manager) setAdminPassword(ctx context.Context, inst *object.Instance, a
 	if err := m.Conductor.LoadInstance(ctx, inst, "system_metadata"); err != nil {
 		return nil, err
 	}
-	if err := changePassword(ctx, opener, inst, password); err != nil {
+	if err := changePassword(ctx, opener, inst, *password); err != nil {
 		// What else may be in the way is the operator's business, and nova-compute hides it too.
 		reqctx.Log(ctx).WithError(err).Warning("admin password not set")
 		reason := "error setting admin password"

@@ -115,7 +115,7 @@ func (m *Manager) startInstance(ctx context.Context, inst *object.Instance, _ rp
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
-	if err := m.powerOn(ctx, inst, info); err != nil {
+	if err := m.powerOnOrOff(ctx, inst, info); err != nil {
 		return nil, err
 	}
 	if err := m.saveStarted(ctx, inst); err != nil {
@@ -179,6 +179,23 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 		return err
 	}
 	return m.runRecorded(ctx, rec)
+}
+
+// powerOnOrOff is powerOn of a server that stays off if it fails: then nothing stays mounted.
+func (m *Manager) powerOnOrOff(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
+	failure := m.powerOn(ctx, inst, info)
+	if failure == nil || leaving(ctx) {
+		return failure
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	if now, err := m.powerState(ctx, inst.UUID); err != nil || !isOff(now) {
+		return failure
+	}
+	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
+		reqctx.Log(ctx).WithError(err).Warning("disks of a server that did not start stay mounted; its next start or stop deals with them")
+	}
+	return failure
 }
 
 // runRecorded starts a guest from its record alone.
@@ -332,7 +349,7 @@ func (m *Manager) restoreInstance(ctx context.Context, inst *object.Instance, _ 
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
-	if err := m.powerOn(ctx, inst, info); err != nil {
+	if err := m.powerOnOrOff(ctx, inst, info); err != nil {
 		return nil, err
 	}
 	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateRestoring, "restore")

@@ -81,6 +81,9 @@ func (m *Manager) rebuildInstance(ctx context.Context, inst *object.Instance, ar
 	if r.Recreate {
 		return nil, m.evacuate(ctx, r)
 	}
+	if err := m.checkOurs(inst); err != nil {
+		return nil, err
+	}
 	if err := m.rebuild(ctx, r); err != nil {
 		return nil, m.rebuildFailed(ctx, r, err)
 	}

@@ -30,6 +30,10 @@ func (m *Manager) shelveInstance(ctx context.Context, inst *object.Instance, arg
 	if err != nil {
 		return nil, err
 	}
+	if err := m.checkOurs(inst); err != nil {
+		m.deleteSnapshotImage(context.WithoutCancel(ctx), imageID)
+		return nil, err
+	}
 	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
 		return nil, err
 	}

@@ -27,8 +27,11 @@ func (m *Manager) snapshotInstance(ctx context.Context, inst *object.Instance, a
 	if err := args.Decode("image_id", &imageID); err != nil {
 		return nil, err
 	}
-	err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": object.TaskStateImageSnapshot},
-		conductor.ExpectTask(object.TaskStateImageSnapshotPending))
+	err := m.checkOurs(inst)
+	if err == nil {
+		err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": object.TaskStateImageSnapshot},
+			conductor.ExpectTask(object.TaskStateImageSnapshotPending))
+	}
 	if err == nil {
 		err = m.inSnapshotTurn(ctx, func() error { return m.snapshot(ctx, inst, imageID, object.TaskStateImageSnapshot) })
 	}
@@ -45,7 +48,10 @@ func (m *Manager) backupInstance(ctx context.Context, inst *object.Instance, arg
 			return nil, err
 		}
 	}
-	err := m.inSnapshotTurn(ctx, func() error { return m.snapshot(ctx, inst, imageID, object.TaskStateImageBackup) })
+	err := m.checkOurs(inst)
+	if err == nil {
+		err = m.inSnapshotTurn(ctx, func() error { return m.snapshot(ctx, inst, imageID, object.TaskStateImageBackup) })
+	}
 	if err != nil {
 		return nil, m.snapshotEnded(ctx, inst, imageID, err)
 	}
@@ -101,12 +107,24 @@ func (m *Manager) snapshotEnded(ctx context.Context, inst *object.Instance, imag
 	case isGone(err) || overtakenByDelete(ctx) || exception.Is(err, "InstanceNotRunning"):
 		log.Info("snapshot ended because the instance is being deleted")
 		m.deleteSnapshotImage(lasting, imageID)
-		return nil
+		return m.endSnapshotTask(lasting, inst)
 	case exception.Is(err, "ImageNotFound"):
 		log.Warning("snapshot ended because its image was deleted")
 		return m.Conductor.SaveInstance(lasting, inst, map[string]any{"task_state": nil})
 	}
 	m.deleteSnapshotImage(lasting, imageID)
+	return err
+}
+
+// endSnapshotTask takes the task from an instance whose snapshot came to nothing. Of one that is being deleted
+// it is a different one by now; nova-compute leaves it to one whose guest has just ended, for good.
+func (m *Manager) endSnapshotTask(ctx context.Context, inst *object.Instance) error {
+	err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": nil}, conductor.ExpectTask(
+		object.TaskStateImageSnapshotPending, object.TaskStateImageSnapshot, object.TaskStateImageBackup,
+		object.TaskStateImagePendingUpload, object.TaskStateImageUploading))
+	if isGone(err) || exception.Is(err, "UnexpectedTaskStateError") {
+		return nil
+	}
 	return err
 }
 

@@ -21,7 +21,7 @@ func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, er
 		ownPorts = m.journal.cancel(doomed.UUID, errDeleted)
 		m.endOffer(doomed.UUID)
 	}
-	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true}
+	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true, ours: true}
 	return m.onInstance(op, func(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
 		return nil, m.deleteInstance(ctx, inst, ownPorts)
 	})(ctx, args)
