@@ -20,6 +20,7 @@ import (
 	"github.com/compute-agent/compute-agent/tests/functional/cloud"
 	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
 	"github.com/compute-agent/compute-agent/tests/functional/host"
+	"github.com/compute-agent/compute-agent/tests/functional/lab"
 )
 
 // within is a context with a deadline; every wait of a test has one.
@@ -253,6 +254,22 @@ func startAgent(t *testing.T) {
 	eventually(t, 30*time.Second, "the agent to report", func(ctx context.Context) (bool, error) {
 		return reportCount(t) > reports, shared.Plane.WaitCompute(ctx, shared.Host)
 	})
+}
+
+// withOptions starts a host's agent anew with more of a configuration, sections and all, until the test ends.
+func withOptions(t *testing.T, l *lab.Lab, options string) {
+	t.Helper()
+	before := l.AgentOptions
+	restart := func(options string) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: it is a clean-up, too
+		defer cancel()
+		require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
+		l.AgentOptions = options
+		require.NoError(t, l.StartAgent(ctx))
+		require.NoError(t, l.Agent.WaitServing(ctx))
+	}
+	restart(before + "\n" + options)
+	t.Cleanup(func() { restart(before) })
 }
 
 // killAgent ends the agent without a warning.

@@ -3,6 +3,7 @@
 package functional
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -56,5 +57,44 @@ func TestColdMigrate(t *testing.T) {
 	answers(t, moved)
 	remove(t, server.ID)
 	require.Empty(t, leftovers(t, p.there, server.ID))
+	require.Empty(t, p.held(server.ID))
+}
+
+// TestMigrateBetweenBackEnds: what the second host cannot do is refused and harms nobody; the whole tree of the root disk travels to a back end
+// of another kind, and back; and nobody has to confirm.
+func TestMigrateBetweenBackEnds(t *testing.T) {
+	p := twoHosts(t, "[lxc]", "storage_backend = dir")
+	server := p.boot(cloud.NewServer{})
+	answers(t, server)
+	p.fill(server.ID)
+	before, first := p.sum(server.ID), booted(t, server.ID)
+
+	ctx := within(t, time.Minute)
+	require.NoError(t, p.here.Admin.Action(ctx, server.ID, "os-migrateLive", map[string]any{"host": p.there.Host, "block_migration": "auto"}, nil))
+	eventually(t, time.Minute, "the live migration to end", func(context.Context) (bool, error) {
+		return len(p.migrations(server.ID)) == 1 && p.migrations(server.ID)[0].Status == "error", nil
+	})
+	now := statusIn(t, 20*time.Second, server.ID, "ACTIVE")
+	require.Equal(t, p.here.Host, now.Host)
+	require.Equal(t, first, booted(t, server.ID), "the guest was not touched")
+	require.Equal(t, []string{"compute_check_can_live_migrate_destination=Error@" + p.there.Host}, p.events(server.ID, "live-migration"))
+	require.Equal(t, []string{p.here.Host}, p.held(server.ID))
+
+	moved := p.act(server.ID, "migrate", nil, "VERIFY_RESIZE")
+	require.Equal(t, p.there.Host, moved.Host)
+	require.Equal(t, before, p.sum(server.ID))
+	answers(t, moved)
+	withOptions(t, p.there, "[DEFAULT]\nperiodic_fuzzy_delay = 0\nresize_confirm_window = 1\n")
+	statusIn(t, time.Minute, server.ID, "ACTIVE")
+	eventually(t, 30*time.Second, "the source to clear away", func(context.Context) (bool, error) {
+		return p.migrations(server.ID)[0].Status == "confirmed" && len(leftovers(t, p.here, server.ID)) == 0, nil
+	})
+	require.Equal(t, []string{p.there.Host}, p.held(server.ID))
+
+	back := p.act(server.ID, "migrate", nil, "VERIFY_RESIZE")
+	require.Equal(t, p.here.Host, back.Host)
+	require.Equal(t, before, p.sum(server.ID))
+	answers(t, back)
+	remove(t, server.ID)
 	require.Empty(t, p.held(server.ID))
 }

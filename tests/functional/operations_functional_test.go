@@ -314,16 +314,7 @@ func TestHostOperations(t *testing.T) {
 
 // TestGuestsResumeAfterAHostReboot: with resume_guests_state_on_host_boot those that ran are started, and no others.
 func TestGuestsResumeAfterAHostReboot(t *testing.T) {
-	require.NoError(t, shared.Agent.Signal(within(t, 30*time.Second), syscall.SIGTERM))
-	text, err := shared.Plane.AgentConfig(shared.Host, shared.Agent.Dir)
-	require.NoError(t, err)
-	require.NoError(t, shared.Agent.Configure(text+shared.AgentOptions+"\n[DEFAULT]\nresume_guests_state_on_host_boot = true\n"))
-	startAgent(t)
-	defer func() {
-		require.NoError(t, shared.Agent.Signal(within(t, 30*time.Second), syscall.SIGTERM))
-		require.NoError(t, shared.Agent.Configure(text+shared.AgentOptions))
-		startAgent(t)
-	}()
+	withOptions(t, shared, "[DEFAULT]\nresume_guests_state_on_host_boot = true\n")
 	ran := boot(t, cloud.NewServer{Name: "ran", Networks: "none"})
 	stopped := boot(t, cloud.NewServer{Name: "stopped", Networks: "none"})
 	first := booted(t, ran.ID)

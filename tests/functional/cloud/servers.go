@@ -56,6 +56,15 @@ type NewServer struct {
 	MinCount         int    `json:"min_count,omitempty"`
 	MaxCount         int    `json:"max_count,omitempty"`
 	BlockDevices     any    `json:"block_device_mapping_v2,omitempty"`
+
+	TrustedCerts []string `json:"trusted_image_certificates,omitempty"`
+	Personality  []File   `json:"personality,omitempty"`
+}
+
+// File is a personality file.
+type File struct {
+	Path     string `json:"path"`
+	Contents []byte `json:"contents"` // base64 on the wire
 }
 
 // OnNetwork is the Networks value for one port on the network.
@@ -67,7 +76,11 @@ func OnPort(id string) any { return []map[string]string{{"port": id}} }
 // CreateServer asks for the server (or several: MinCount) and returns the id of the first.
 func (c *Client) CreateServer(ctx context.Context, s NewServer) (string, error) {
 	var answer struct{ Server struct{ ID string } }
-	err := c.Do(ctx, http.MethodPost, Compute, "/servers", map[string]any{"server": s}, &answer)
+	version := microversions[Compute]
+	if len(s.Personality) > 0 {
+		version = "compute 2.56" // the last one that takes files
+	}
+	err := c.DoAt(ctx, version, http.MethodPost, Compute, "/servers", map[string]any{"server": s}, &answer)
 	return answer.Server.ID, err
 }
 

@@ -1,0 +1,52 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// Refusal is what a compute host answered to a call that the lab's REST API does not lead to.
+type Refusal struct {
+	Method string // "": Text is the number of volumes that the server has
+	Error  string // class of the exception, "" for a result
+	Text   string
+}
+
+// SoftDelete deletes a server as the API does where reclaim_instance_interval is set: here it is not, since it would be for all servers.
+func (p *Plane) SoftDelete(ctx context.Context, server string) error {
+	_, err := p.compute(ctx, "soft-delete", server)
+	return err
+}
+
+// Refusals asks a server's compute host for volumes and for a move to another cell.
+func (p *Plane) Refusals(ctx context.Context, server string) ([]Refusal, error) {
+	text, err := p.compute(ctx, "refused", server)
+	if err != nil {
+		return nil, err
+	}
+	var all []Refusal
+	for line := range strings.Lines(text) {
+		var r Refusal
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			return nil, fmt.Errorf("read answer %q: %w", line, err)
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// compute runs the helper that is nova's API without REST.
+func (p *Plane) compute(ctx context.Context, args ...string) (string, error) {
+	const helper = "etc/lab/compute.py"
+	text, err := files.ReadFile("files/" + helper)
+	if err != nil {
+		return "", err
+	}
+	// A control plane that is up may have been brought up before there was this helper.
+	if err := p.writeFile(helper, string(text), 0o644); err != nil {
+		return "", err
+	}
+	return p.Run(ctx, "nova", append([]string{"/usr/bin/python3", "/" + helper}, args...)...)
+}

@@ -1,0 +1,121 @@
+//go:build functional
+
+package functional
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// containsAll tells whether a line of the text has all the parts.
+func containsAll(text string, parts ...string) bool {
+	for line := range strings.Lines(text) {
+		if !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(line, part) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// serviceState is what nova says of this host's service.
+func serviceState(t *testing.T) string {
+	t.Helper()
+	services, err := shared.Admin.ComputeServices(within(t, 10*time.Second), "nova-compute")
+	require.NoError(t, err)
+	for _, s := range services {
+		if s.Host == shared.Host {
+			return s.State
+		}
+	}
+	return ""
+}
+
+// TestPersonality: the files are on the config drive, as with nova-compute where nothing is written into the root disk.
+func TestPersonality(t *testing.T) {
+	server := boot(t, cloud.NewServer{Networks: "none", ConfigDrive: true, Personality: []cloud.File{
+		{Path: "/etc/banner", Contents: []byte("hello\n")}, {Path: "/etc/second", Contents: []byte{0, 1, 0xff}},
+	}})
+	var meta struct {
+		Files []struct {
+			Path    string
+			Content string `json:"content_path"`
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(inside(t, server.ID, "cat", "/config-drive/openstack/latest/meta_data.json")), &meta))
+	require.Len(t, meta.Files, 2)
+	for i, want := range []struct{ path, sum string }{
+		{"/etc/banner", "b1946ac92492d2347c6235b4d2611184"}, {"/etc/second", "ffbb8cd5a232b7d906904533e9609f48"},
+	} {
+		require.Equal(t, want.path, meta.Files[i].Path)
+		sum, _, _ := strings.Cut(inside(t, server.ID, "md5sum", "/config-drive/openstack"+meta.Files[i].Content), " ")
+		require.Equal(t, want.sum, sum, want.path)
+	}
+
+	// What there is no way to through the API of a cloud without volumes, by nova's own client.
+	refusals, err := shared.Plane.Refusals(within(t, time.Minute), server.ID)
+	require.NoError(t, err)
+	var got []string
+	for _, r := range refusals {
+		t.Logf("%+v", r)
+		got = append(got, r.Method+" "+r.Error)
+	}
+	require.Equal(t, []string{"reserve_block_device_name InvalidVolume", "prep_snapshot_based_resize_at_dest MigrationPreCheckError", " "}, got)
+	require.Equal(t, "0", refusals[2].Text, "no volume is noted")
+	now := statusIn(t, 10*time.Second, server.ID, "ACTIVE")
+	require.Equal(t, 1, now.PowerState)
+}
+
+// TestBuildsThatAreRefused end in ERROR with the reason, at once and without a second host.
+func TestBuildsThatAreRefused(t *testing.T) {
+	own := map[string]any{"boot_index": 0, "uuid": shared.Busybox, "source_type": "image", "destination_type": "local", "delete_on_termination": true}
+	for _, c := range []struct {
+		name   string
+		server cloud.NewServer
+		reason string
+	}{
+		{"boot from volume", cloud.NewServer{BlockDevices: []map[string]any{
+			{"boot_index": 0, "uuid": shared.Busybox, "source_type": "image", "destination_type": "volume", "volume_size": 1},
+		}}, "volumes are not supported"},
+		{"new volume", cloud.NewServer{BlockDevices: []map[string]any{own,
+			{"boot_index": -1, "source_type": "blank", "destination_type": "volume", "volume_size": 1},
+		}}, "volumes are not supported"},
+		{"trusted certificates", cloud.NewServer{TrustedCerts: []string{"a-certificate"}}, "trusted certificates"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := snapshot(t)
+			id := create(t, c.server)
+			server := statusIn(t, time.Minute, id, "ERROR")
+			require.NotNil(t, server.Fault)
+			t.Logf("fault: %s", server.Fault.Message)
+			require.Contains(t, server.Fault.Message, c.reason)
+			nothingLeft(t, before)
+			remove(t, id)
+			noAllocations(t, id)
+		})
+	}
+}
+
+// TestHostIsDisabled: the scheduler hears of it by a trait, and an operator's word that a host is down counts at once.
+func TestHostIsDisabled(t *testing.T) {
+	traits := func() []string {
+		provider, _, err := shared.Admin.Provider(within(t, 10*time.Second), shared.Host)
+		require.NoError(t, err)
+		var answer struct{ Traits []string }
+		require.NoError(t, shared.Admin.Do(within(t, 10*time.Second), http.MethodGet, cloud.Placement, "/resource_providers/"+provider+"/traits", nil, &answer))
+		return answer.Traits
+	}
+	require.NotContains(t, traits(), "COMPUTE_STATUS_DISABLED")
+	t.Run("disabled", func(t *testing.T) {
+		disable(t, shared.Host)
+		require.Contains(t, traits(), "COMPUTE_STATUS_DISABLED")
+	})
+	require.NotContains(t, traits(), "COMPUTE_STATUS_DISABLED")
+}
