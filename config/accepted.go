@@ -16,6 +16,8 @@ func accepted() map[string][]string {
 			"resize_fs_using_block_device", "timeout_nbd", "use_cow_images", "virt_mkfs",
 			// Privileges of an unprivileged Python service.
 			"rootwrap_config", "use_rootwrap_daemon",
+			// Files of deleted instances are removed for as long as there are any.
+			"maximum_instance_delete_attempts",
 			// Other services.
 			"cert", "daemon", "enabled_apis", "enabled_ssl_apis", "key", "metadata_listen", "metadata_listen_port", "metadata_workers",
 			"osapi_compute_listen", "osapi_compute_listen_port", "osapi_compute_unique_server_name_scope", "osapi_compute_workers",

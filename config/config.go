@@ -112,7 +112,6 @@ type Defaults struct {
 	ShelvedPollInterval                time.Duration
 	ShelvedOffloadTime                 time.Duration // 0 is at once, negative is never
 	InstanceDeleteInterval             time.Duration
-	MaximumInstanceDeleteAttempts      int
 	SchedulerInstanceSyncInterval      time.Duration
 	RunningDeletedInstanceAction       string // reap, log, noop, shutdown
 	RunningDeletedInstancePollInterval time.Duration

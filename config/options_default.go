@@ -115,10 +115,9 @@ func intervalOptions(s *section, d *Defaults) {
 	s.seconds(&d.VolumeUsagePollInterval, "volume_usage_poll_interval", 0, "Time between two collections of volume usage; 0 and less are off.")
 	s.seconds(&d.ShelvedPollInterval, "shelved_poll_interval", 3600, "Time between two looks for shelved instances to offload; less than 0 is off.")
 	s.seconds(&d.ShelvedOffloadTime, "shelved_offload_time", 0, "Time that a shelved instance stays on the host; -1 is for ever.")
-	s.seconds(&d.InstanceDeleteInterval, "instance_delete_interval", 300, "Time between two retries of deletes that went wrong; less than 0 is off.")
-	s.integer(&d.MaximumInstanceDeleteAttempts, "maximum_instance_delete_attempts", 5, "How often a delete is tried again.").atLeast(1)
+	s.seconds(&d.InstanceDeleteInterval, "instance_delete_interval", 300, "Time between two removals of expired console tokens; less than 0 is off.")
 	s.seconds(&d.SchedulerInstanceSyncInterval, "scheduler_instance_sync_interval", 120, "Time between two reports of this host's instances to the schedulers.")
-	s.enum(&d.RunningDeletedInstanceAction, "running_deleted_instance_action", "reap", "What happens to an instance that runs here and is deleted in Nova.",
+	s.enum(&d.RunningDeletedInstanceAction, "running_deleted_instance_action", "reap", "What happens to an instance that is here and deleted in Nova.",
 		"reap", "log", "shutdown", "noop")
 	s.seconds(&d.RunningDeletedInstancePollInterval, "running_deleted_instance_poll_interval", 1800, "Time between two looks for such instances; less than 0 is off.")
 	s.seconds(&d.RunningDeletedInstanceTimeout, "running_deleted_instance_timeout", 0, "Time since the delete before such an instance is acted on.")

@@ -132,7 +132,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		HealInfoCacheInterval: offWhenZero(valueOr(d.HealInstanceInfoCacheInterval, r.HealInterval)),
 		SchedulerSyncInterval: d.SchedulerInstanceSyncInterval, RunningDeletedInterval: d.RunningDeletedInstancePollInterval,
 		InstanceBuildTimeout: d.InstanceBuildTimeout, ReclaimInstanceInterval: d.ReclaimInstanceInterval,
-		RunningDeletedAction: d.RunningDeletedInstanceAction, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
+		RunningDeletedAction: d.RunningDeletedInstanceAction, RunningDeletedTimeout: d.RunningDeletedInstanceTimeout, PeriodicFuzzyDelay: d.PeriodicFuzzyDelay,
 		TrackInstanceChanges: c.FilterScheduler.TrackInstanceChanges, ResumeGuestsOnHostBoot: d.ResumeGuestsStateOnHostBoot,
 		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
 		ImageCacheInterval:     c.ImageCache.ManagerInterval, RemoveUnusedImages: c.ImageCache.RemoveUnusedBaseImages,

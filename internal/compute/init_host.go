@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -321,28 +322,43 @@ func (m *Manager) ifNotBuilding(ctx context.Context, uuid string, do func(ctx co
 }
 
 func (m *Manager) removeLeftover(ctx context.Context, uuid string) error {
-	gone, err := m.isDeletedInNova(ctx, uuid)
-	if err != nil || !gone {
+	inst, err := m.deletedInNova(ctx, uuid)
+	if err != nil || inst == nil {
 		return err
+	}
+	if m.spared(inst) {
+		return nil
 	}
 	reqctx.Log(ctx).Warning("removing what is left of a deleted instance")
 	return m.removeFromHost(ctx, uuid)
 }
 
-// isDeletedInNova tells that an instance's row is deleted, or on no host at all, as that
+// deletedInNova gives an instance whose row is deleted, or on no host at all, as that
 // of a failed build. A row on another host is an instance that moved. An instance without
 // a row is not ours to judge either: a guest outlives an agent that asks the wrong
 // database (nova/compute/manager.py:_running_deleted_instances).
-func (m *Manager) isDeletedInNova(ctx context.Context, uuid string) (bool, error) {
+func (m *Manager) deletedInNova(ctx context.Context, uuid string) (*object.Instance, error) {
 	inst, err := m.Conductor.InstanceByUUID(reqctx.With(ctx, reqctx.From(ctx).WithReadDeleted("yes")), uuid)
 	if exception.Is(err, "InstanceNotFound") {
 		reqctx.Log(ctx).Warning("found an instance on this host that nova does not know")
-		return false, nil
+		return nil, nil
 	}
-	if err != nil {
-		return false, err
+	if err != nil || !inst.Deleted && inst.VMState != object.VMStateDeleted && inst.Host != "" {
+		return nil, err
 	}
-	return inst.Deleted || inst.VMState == object.VMStateDeleted || inst.Host == "", nil
+	return inst, nil
+}
+
+// spared tells that an operator wants what there is of a deleted instance left alone: by running_deleted_instance_action, or for
+// running_deleted_instance_timeout. What a failed build has left is neither's subject.
+func (m *Manager) spared(inst *object.Instance) bool {
+	deleted := inst.Deleted || inst.VMState == object.VMStateDeleted
+	return deleted && (m.opts.RunningDeletedAction != "reap" || m.deletedJustNow(inst))
+}
+
+// deletedJustNow tells that running_deleted_instance_timeout is not over.
+func (m *Manager) deletedJustNow(inst *object.Instance) bool {
+	return !inst.DeletedAt.IsZero() && time.Since(inst.DeletedAt.Time) < m.opts.RunningDeletedTimeout
 }
 
 // expectNoTask is the expectation of a save that must not hit another operation.

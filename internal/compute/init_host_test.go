@@ -2,6 +2,7 @@ package compute
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -155,6 +156,10 @@ func TestLeftovers(t *testing.T) {
 		gone   bool
 	}{
 		{"deleted", map[string]any{"deleted": true}, nil, true},
+		{"deleted, to be logged only", map[string]any{"deleted": true}, func(w *world) { w.Manager.opts.RunningDeletedAction = "log" }, false},
+		{"deleted just now", map[string]any{"deleted": true, "deleted_at": time.Now().UTC().Format(time.RFC3339)}, func(w *world) {
+			w.Manager.opts.RunningDeletedTimeout = time.Hour
+		}, false},
 		{"failed build", map[string]any{"vm_state": "error", "host": nil}, nil, true},
 		{"moved", map[string]any{"host": "other"}, nil, false},
 		{"unknown to nova", nil, func(w *world) { w.nova.RemoveInstance(uuid) }, false},

@@ -53,6 +53,7 @@ type Options struct {
 	SchedulerSyncInterval   time.Duration
 	RunningDeletedInterval  time.Duration
 	RunningDeletedAction    string // reap, log, noop or shutdown
+	RunningDeletedTimeout   time.Duration
 	InstanceBuildTimeout    time.Duration
 	ReclaimInstanceInterval time.Duration
 	PeriodicFuzzyDelay      time.Duration

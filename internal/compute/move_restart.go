@@ -133,8 +133,11 @@ func (m *Manager) confirmOldResize(ctx context.Context, migration *object.Migrat
 	if err != nil || inst.VMState == object.VMStateError {
 		return m.Conductor.SaveMigration(ctx, migration, map[string]any{"status": migrationError})
 	}
-	if inst.VMState != object.VMStateResized || inst.TaskState != object.TaskStateNone {
-		return nil // it does something, or it is confirmed
+	if inst.TaskState != object.TaskStateNone {
+		return nil // the resize is about to end, or it is reverted or deleted
+	}
+	if inst.VMState != object.VMStateResized { // nobody can confirm it any more
+		return m.Conductor.SaveMigration(ctx, migration, map[string]any{"status": migrationError})
 	}
 	reqctx.Log(ctx).Info("confirming a resize after resize_confirm_window")
 	// What the API does at confirmResize (nova/compute/api.py:confirm_resize).

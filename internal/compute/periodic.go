@@ -110,7 +110,8 @@ func (m *Manager) healInfoCache(ctx context.Context) error {
 }
 
 // reapDeleted removes guests whose rows are deleted, after a local delete by the API while
-// the agent was away (nova/compute/manager.py:_cleanup_running_deleted_instances).
+// the agent was away (nova/compute/manager.py:_cleanup_running_deleted_instances), and whatever else is left of them:
+// nova-compute has another task for their files (_run_pending_deletes).
 func (m *Manager) reapDeleted(ctx context.Context) error {
 	local, err := m.localInstances(ctx)
 	if err != nil {
@@ -121,12 +122,12 @@ func (m *Manager) reapDeleted(ctx context.Context) error {
 	}
 	for uuid := range local {
 		ctx := reqctx.WithField(ctx, "instance", uuid)
-		gone, err := m.isDeletedInNova(ctx, uuid)
-		switch {
-		case err != nil:
+		inst, err := m.deletedInNova(ctx, uuid)
+		if err != nil {
 			reqctx.Log(ctx).WithError(err).Warning("instance not looked up")
 			continue
-		case !gone:
+		}
+		if inst == nil || m.deletedJustNow(inst) {
 			continue
 		}
 		reqctx.Log(ctx).WithField("action", m.opts.RunningDeletedAction).Warning("found a deleted instance on this host")

@@ -116,9 +116,18 @@ func TestReapDeleted(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, state, action)
 	}
-	w := built(t)
+	w := built(t, func(o *Options) { o.RunningDeletedTimeout = time.Hour })
+	w.nova.Update(uuid, map[string]any{"deleted": true, "deleted_at": time.Now().UTC().Format(time.RFC3339)})
+	w.Tracker.Forget(t.Context(), uuid)
+	require.NoError(t, w.reapDeleted(t.Context()))
+	guest, _ := w.driver.Instance(uuid)
+	require.Equal(t, driver.PowerStateRunning, guest.State, "its time is not over")
+	w.nova.Update(uuid, map[string]any{"deleted_at": time.Now().Add(-2 * time.Hour).UTC().Format(time.RFC3339)})
 	w.driver.Fail("List", "", errBoom)
 	require.ErrorIs(t, w.reapDeleted(t.Context()), errBoom)
+	require.NoError(t, w.reapDeleted(t.Context()))
+	_, here := w.driver.Instance(uuid)
+	require.False(t, here)
 }
 
 func TestReclaim(t *testing.T) {
