@@ -15,6 +15,7 @@ import (
 // atOnce makes the agent look at once for what is over, and again every two seconds for guests that Nova has deleted.
 const atOnce = `[DEFAULT]
 periodic_fuzzy_delay = 0
+update_resources_interval = 2
 running_deleted_instance_poll_interval = 2
 reclaim_instance_interval = 1
 `
@@ -53,6 +54,7 @@ func TestSoftDelete(t *testing.T) {
 	answers(t, server)
 	require.Equal(t, "kept", inside(t, server.ID, "cat", "/kept"))
 
+	act(t, server.ID, "pause", nil, "PAUSED")
 	softDelete(t, server.ID)
 	require.NoError(t, shared.Admin.Action(within(t, time.Minute), server.ID, "forceDelete", nil, nil))
 	require.NoError(t, shared.Admin.WaitGone(within(t, time.Minute), server.ID))
