@@ -63,18 +63,16 @@ func (w *world) host() map[string]any {
 // TestForeignInstance: a message that went astray changes nothing of a server of another host, which runs there.
 func TestForeignInstance(t *testing.T) {
 	t.Parallel()
-	for method, ask := range operations(t) {
+	w := built(t)
+	require.NoError(t, w.removeFromHost(t.Context(), uuid))
+	w.Tracker.Forget(t.Context(), uuid)
+	w.nova.Update(uuid, map[string]any{"host": otherHost, "node": otherHost})
+	w.glance.images.add(imageID, "active", nil)
+	before, info, calls := w.host(), w.nova.NetworkInfo(uuid), len(w.driver.Calls())
+	for method, ask := range operations(t) { // one after the other: nothing changes
 		t.Run(method, func(t *testing.T) {
-			t.Parallel()
-			w := built(t)
-			require.NoError(t, w.removeFromHost(t.Context(), uuid))
-			w.Tracker.Forget(t.Context(), uuid)
-			w.nova.Update(uuid, map[string]any{"host": otherHost, "node": otherHost})
-			w.glance.images.add(imageID, "active", nil)
+			w.nova.ClearLog()
 			w.glance.images.add(newImage, "queued", nil)
-			before, info := w.host(), w.nova.NetworkInfo(uuid)
-			calls := len(w.driver.Calls())
-			w.trail.clear()
 			_, err := w.operate(method, ask.task, ask.args)
 			if _, detached := w.detachedMethods()[method]; !detached {
 				require.True(t, exception.Is(err, "InstanceNotFound"), "%v", err)
@@ -92,34 +90,33 @@ func TestForeignInstance(t *testing.T) {
 // TestUnknownInstance: Nova has no row of it any more, and the host nothing.
 func TestUnknownInstance(t *testing.T) {
 	t.Parallel()
-	for method, ask := range operations(t) {
+	w := built(t)
+	w.glance.images.add(imageID, "active", nil)
+	w.glance.images.add(newImage, "queued", nil)
+	instance := w.nova.Instance(uuid, "metadata", "system_metadata", "info_cache")
+	_, err := w.operate("terminate_instance", "deleting", nil)
+	require.NoError(t, err)
+	w.nova.RemoveInstance(uuid)
+	before := w.host()
+	classes := map[string]string{
+		"set_admin_password": "InstancePasswordSetFailed", "add_fixed_ip_to_instance": "NetworkNotFoundForInstance",
+		"remove_fixed_ip_from_instance": "FixedIpNotFoundForInstance", "terminate_instance": "",
+	}
+	for method, ask := range operations(t) { // one after the other: nothing changes
 		t.Run(method, func(t *testing.T) {
-			t.Parallel()
-			w := built(t)
-			w.glance.images.add(imageID, "active", nil)
-			w.glance.images.add(newImage, "queued", nil)
-			args := rpc.Args{"instance": w.nova.Instance(uuid, "metadata", "system_metadata", "info_cache")}
+			args := rpc.Args{"instance": instance}
 			for name, value := range ask.args {
 				args[name] = novatest.Raw(value)
 			}
-			_, err := w.operate("terminate_instance", "deleting", nil)
-			require.NoError(t, err)
-			w.nova.RemoveInstance(uuid)
-			w.nova.ClearLog()
-			before := w.host()
-			_, err = w.call(user(t), method, args)
-			class, _ := exception.ClassOf(err)
+			_, err := w.call(user(t), method, args)
+			want, special := classes[method]
 			switch _, detached := w.detachedMethods()[method]; {
-			case detached, method == "terminate_instance":
+			case detached:
 				require.NoError(t, err)
-			case method == "set_admin_password":
-				require.Equal(t, "InstancePasswordSetFailed", class, "%v", err)
-			case method == "add_fixed_ip_to_instance":
-				require.Equal(t, "NetworkNotFoundForInstance", class, "%v", err)
-			case method == "remove_fixed_ip_from_instance":
-				require.Equal(t, "FixedIpNotFoundForInstance", class, "%v", err)
+			case special:
+				require.Equal(t, want, classOf(err), "%v", err)
 			default:
-				require.Contains(t, []string{"InstanceNotFound", "InstanceInfoCacheNotFound"}, class, "%v", err)
+				require.Contains(t, []string{"InstanceNotFound", "InstanceInfoCacheNotFound"}, classOf(err), "%v", err)
 			}
 			require.Equal(t, before, w.host())
 		})
@@ -202,6 +199,9 @@ func TestHostileInstance(t *testing.T) {
 // TestWrongArguments: a message that cannot be read leaves the server in the state that it had before the API's.
 func TestWrongArguments(t *testing.T) {
 	t.Parallel()
+	w := built(t)
+	w.glance.images.add(imageID, "active", nil)
+	before := w.host()
 	for _, c := range []struct {
 		method, argument string
 		value            any
@@ -225,10 +225,8 @@ func TestWrongArguments(t *testing.T) {
 		{"shelve_instance", "image_id", []string{}},
 		{"shelve_offload_instance", "clean_shutdown", "perhaps"},
 	} {
-		t.Run(c.method+" "+c.argument, func(t *testing.T) {
-			t.Parallel()
-			w := built(t)
-			w.glance.images.add(imageID, "active", nil)
+		t.Run(c.method+" "+c.argument, func(t *testing.T) { // one after the other: nothing changes
+			w.nova.ClearLog()
 			w.glance.images.add(newImage, "queued", nil)
 			ask := operations(t)[c.method]
 			args := maps.Clone(ask.args)
@@ -236,7 +234,6 @@ func TestWrongArguments(t *testing.T) {
 				args = map[string]any{}
 			}
 			args[c.argument] = c.value
-			before := w.host()
 			_, err := w.operate(c.method, ask.task, args)
 			if _, detached := w.detachedMethods()[c.method]; !detached {
 				require.Error(t, err)

@@ -84,8 +84,8 @@ func TestBuildsThatAreRefused(t *testing.T) {
 		{"boot from volume", cloud.NewServer{BlockDevices: []map[string]any{
 			{"boot_index": 0, "uuid": shared.Busybox, "source_type": "image", "destination_type": "volume", "volume_size": 1},
 		}}, "volumes are not supported"},
-		{"new volume", cloud.NewServer{BlockDevices: []map[string]any{own,
-			{"boot_index": -1, "source_type": "blank", "destination_type": "volume", "volume_size": 1},
+		{"new volume", cloud.NewServer{BlockDevices: []map[string]any{
+			own, {"boot_index": -1, "source_type": "blank", "destination_type": "volume", "volume_size": 1},
 		}}, "volumes are not supported"},
 		{"trusted certificates", cloud.NewServer{TrustedCerts: []string{"a-certificate"}}, "trusted certificates"},
 	} {
