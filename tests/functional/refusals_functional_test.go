@@ -60,7 +60,7 @@ func TestPersonality(t *testing.T) {
 	}
 
 	// What there is no way to through the API of a cloud without volumes, by nova's own client.
-	refusals, err := shared.Plane.Refusals(within(t, time.Minute), server.ID)
+	refusals, err := shared.Plane.Refusals(within(t, 2*time.Minute), server.ID)
 	require.NoError(t, err)
 	var got []string
 	for _, r := range refusals {

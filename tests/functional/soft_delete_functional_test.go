@@ -20,51 +20,46 @@ running_deleted_instance_poll_interval = 2
 reclaim_instance_interval = 1
 `
 
-// softDelete deletes a server so that it can be restored.
-func softDelete(t *testing.T, id string) cloud.Server {
-	t.Helper()
-	require.NoError(t, shared.Plane.SoftDelete(within(t, time.Minute), id))
-	server := statusIn(t, 30*time.Second, id, "SOFT_DELETED")
-	require.Equal(t, 4, server.PowerState)
-	requireAction(t, id, "delete", "compute_soft_delete_instance")
-	return server
-}
-
-// TestSoftDelete: a server that was deleted so is off and keeps all it has, comes back or goes for good, and is reclaimed when its time is over.
+// TestSoftDelete: servers that are deleted so are off and keep all they have. One comes back, one goes for good when its owner says so, and one
+// when its time is over.
 func TestSoftDelete(t *testing.T) {
 	before := snapshot(t)
-	server := boot(t, cloud.NewServer{})
-	answers(t, server)
-	inside(t, server.ID, "sh", "-c", "echo kept > /kept; sync")
-	softDelete(t, server.ID)
-	_, err := shared.Agent.Exec(within(t, 10*time.Second), server.ID, "true")
-	require.Error(t, err, "the guest is off")
-	ports, err := shared.Admin.Ports(within(t, 10*time.Second), "device_id="+server.ID)
+	back := boot(t, cloud.NewServer{Name: "back"})
+	paused := boot(t, cloud.NewServer{Name: "paused", Networks: "none"})
+	old := boot(t, cloud.NewServer{Name: "old", Networks: "none"})
+	answers(t, back)
+	inside(t, back.ID, "sh", "-c", "echo kept > /kept; sync")
+	act(t, paused.ID, "pause", nil, "PAUSED")
+	require.NoError(t, shared.Plane.SoftDelete(within(t, 2*time.Minute), back.ID, paused.ID, old.ID))
+	provider, _, err := shared.Admin.Provider(within(t, 10*time.Second), shared.Host)
+	require.NoError(t, err)
+	for _, id := range []string{back.ID, paused.ID, old.ID} {
+		require.Equal(t, 4, statusIn(t, 30*time.Second, id, "SOFT_DELETED").PowerState)
+		requireAction(t, id, "delete", "compute_soft_delete_instance")
+		_, err := shared.Agent.Exec(within(t, 10*time.Second), id, "true")
+		require.Error(t, err, "the guest is off")
+		held, err := shared.Admin.Allocations(within(t, 10*time.Second), provider)
+		require.NoError(t, err)
+		require.Contains(t, held, id)
+	}
+	ports, err := shared.Admin.Ports(within(t, 10*time.Second), "device_id="+back.ID)
 	require.NoError(t, err)
 	require.Len(t, ports, 1)
 	require.Equal(t, shared.Host, ports[0].HostID)
-	provider, _, err := shared.Admin.Provider(within(t, 10*time.Second), shared.Host)
-	require.NoError(t, err)
-	held, err := shared.Admin.Allocations(within(t, 10*time.Second), provider)
-	require.NoError(t, err)
-	require.Contains(t, held, server.ID)
 
-	act(t, server.ID, "restore", nil, "ACTIVE")
-	requireAction(t, server.ID, "restore", "compute_restore_instance")
-	answers(t, server)
-	require.Equal(t, "kept", inside(t, server.ID, "cat", "/kept"))
-
-	act(t, server.ID, "pause", nil, "PAUSED")
-	softDelete(t, server.ID)
-	require.NoError(t, shared.Admin.Action(within(t, time.Minute), server.ID, "forceDelete", nil, nil))
-	require.NoError(t, shared.Admin.WaitGone(within(t, time.Minute), server.ID))
-	noAllocations(t, server.ID)
-
-	old := boot(t, cloud.NewServer{Name: "old", Networks: "none"})
-	softDelete(t, old.ID)
+	act(t, back.ID, "restore", nil, "ACTIVE")
+	requireAction(t, back.ID, "restore", "compute_restore_instance")
+	answers(t, back)
+	require.Equal(t, "kept", inside(t, back.ID, "cat", "/kept"))
+	require.NoError(t, shared.Admin.Action(within(t, time.Minute), paused.ID, "forceDelete", nil, nil))
+	require.NoError(t, shared.Admin.WaitGone(within(t, time.Minute), paused.ID))
 	withOptions(t, shared, atOnce)
-	require.NoError(t, shared.Admin.WaitGone(within(t, 30*time.Second), old.ID))
-	noAllocations(t, old.ID)
+	require.NoError(t, shared.Admin.WaitGone(within(t, time.Minute), old.ID))
+	statusIn(t, 10*time.Second, back.ID, "ACTIVE")
+	remove(t, back.ID)
+	for _, id := range []string{back.ID, paused.ID, old.ID} {
+		noAllocations(t, id)
+	}
 	nothingLeft(t, before)
 }
 

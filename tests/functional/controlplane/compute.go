@@ -14,9 +14,9 @@ type Refusal struct {
 	Text   string
 }
 
-// SoftDelete deletes a server as the API does where reclaim_instance_interval is set: here it is not, since it would be for all servers.
-func (p *Plane) SoftDelete(ctx context.Context, server string) error {
-	_, err := p.compute(ctx, "soft-delete", server)
+// SoftDelete deletes servers as the API does where reclaim_instance_interval is set: here it is not, since it would be for all servers.
+func (p *Plane) SoftDelete(ctx context.Context, servers ...string) error {
+	_, err := p.compute(ctx, append([]string{"soft-delete"}, servers...)...)
 	return err
 }
 

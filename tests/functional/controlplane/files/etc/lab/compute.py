@@ -1,7 +1,7 @@
 """Asks for what the REST API does not let through with the lab's settings, by nova's own code.
 
-    compute.py soft-delete SERVER    as DELETE does where reclaim_instance_interval is set
-    compute.py refused SERVER        what a compute host is asked where there are volumes, or several cells
+    compute.py soft-delete SERVER...    as DELETE does where reclaim_instance_interval is set
+    compute.py refused SERVER...        what a compute host is asked where there are volumes, or several cells
 
 The second writes one JSON object per method: method, error (the class of the exception), text. The last one is of no method:
 its text is the number of volumes that the server has.
@@ -16,36 +16,36 @@ from nova import objects
 from nova.compute import api
 from nova.compute import rpcapi
 
-what, server = sys.argv[1:]
 config.parse_args(["nova"])
 objects.register_all()
-mapping = objects.InstanceMapping.get_by_instance_uuid(context.get_admin_context(), server)
-caller = context.RequestContext(user_id=str(uuid.uuid4()), project_id=mapping.project_id, is_admin=True)
 compute = api.API()
-instance = compute.get(caller, server, expected_attrs=["flavor", "info_cache", "metadata", "system_metadata", "numa_topology"])
 
 
 def write(method, error, text):
     print(json.dumps({"method": method, "error": error, "text": text}), flush=True)
 
 
-def ask(method, *args):
+def ask(caller, method, *args):
     try:
-        getattr(rpcapi.ComputeAPI(), method)(caller, instance, *args)
+        getattr(rpcapi.ComputeAPI(), method)(caller, *args)
         write(method, "", "")
-    except Exception as e:
-        write(method, type(e).__name__, str(e))
+    except Exception as e:  # of a class that oslo.messaging has made of nova's
+        write(method, next(c.__name__ for c in type(e).__mro__ if not c.__name__.endswith("_Remote")), str(e).splitlines()[0])
 
 
-if what == "soft-delete":
-    compute.soft_delete(caller, instance)
-elif what == "refused":
-    ask("reserve_block_device_name", None, str(uuid.uuid4()), None, None, None, False)
-    migration = objects.Migration(caller, uuid=str(uuid.uuid4()), instance_uuid=server, status="pre-migrating", migration_type="resize",
+def refused(caller, instance):
+    ask(caller, "reserve_block_device_name", instance, None, str(uuid.uuid4()), None, None, None, False)
+    migration = objects.Migration(caller, uuid=str(uuid.uuid4()), instance_uuid=instance.uuid, status="pre-migrating", migration_type="resize",
                                   source_compute=instance.host, dest_compute=instance.host, cross_cell_move=True)
-    spec = objects.RequestSpec.get_by_instance_uuid(context.get_admin_context(), server)
-    ask("prep_snapshot_based_resize_at_dest", instance.flavor, instance.node, migration, objects.SchedulerLimits(), spec, instance.host)
-    mappings = objects.BlockDeviceMappingList.get_by_instance_uuid(caller, server)
+    spec = objects.RequestSpec.get_by_instance_uuid(context.get_admin_context(), instance.uuid)
+    ask(caller, "prep_snapshot_based_resize_at_dest", instance, instance.flavor, instance.node, migration, objects.SchedulerLimits(), spec,
+        instance.host)
+    mappings = objects.BlockDeviceMappingList.get_by_instance_uuid(caller, instance.uuid)
     write("", "", str(sum(m.is_volume for m in mappings)))
-else:
-    sys.exit("unknown: " + what)
+
+
+do = {"soft-delete": compute.soft_delete, "refused": refused}[sys.argv[1]]
+for server in sys.argv[2:]:
+    mapping = objects.InstanceMapping.get_by_instance_uuid(context.get_admin_context(), server)
+    caller = context.RequestContext(user_id=str(uuid.uuid4()), project_id=mapping.project_id, is_admin=True)
+    do(caller, compute.get(caller, server, expected_attrs=["flavor", "info_cache", "metadata", "system_metadata", "numa_topology"]))
