@@ -268,9 +268,17 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if imageErr != nil { // deleted since, perhaps; then everything is copied
 		reqctx.Log(ctx).WithError(imageErr).Info("image of an instance that comes here not available")
 	}
+	limits, err := m.limitsOf(ctx, uuid, mv.flavor)
+	if err != nil {
+		return err
+	}
+	fingerprint := image.Fingerprint
+	if l, ok := m.Roots.(storage.Layered); !ok || !l.KeepsLayers(storage.Root{Nested: limits.Nested}) {
+		fingerprint = "" // what the source's server changed would have nowhere to go: the whole tree is to come
+	}
 	var offer rootOffer
-	err := m.Conductor.CallAgent(ctx, mv.migration.SourceCompute, "offer_root", map[string]any{
-		"instance_uuid": uuid, "migration_uuid": mv.migration.UUID, "image_fingerprint": image.Fingerprint,
+	err = m.Conductor.CallAgent(ctx, mv.migration.SourceCompute, "offer_root", map[string]any{
+		"instance_uuid": uuid, "migration_uuid": mv.migration.UUID, "image_fingerprint": fingerprint,
 	}, &offer)
 	if err != nil {
 		return fmt.Errorf("ask for the root disk: %w", err)

@@ -22,6 +22,7 @@ import (
 type bus struct {
 	*novatest.Conductor
 	hosts map[string]*world
+	asked []rpc.Args // of agents
 }
 
 // Call implements conductor.RPC.
@@ -37,6 +38,7 @@ func (b *bus) Call(ctx context.Context, t rpc.Target, method string, args map[st
 	for name, value := range args {
 		in[name] = novatest.Raw(value)
 	}
+	b.asked = append(b.asked, in)
 	out, err := w.agentMethods()[method](ctx, in)
 	if err != nil {
 		return nil, err
@@ -204,6 +206,31 @@ func TestMoveIsReverted(t *testing.T) {
 	require.Equal(t, []string{uuid}, source.placement.Consumers())
 	require.Equal(t, []string{uuid}, source.Tracker.Instances())
 	require.Contains(t, source.neutron.state()[0], "@"+testHost)
+}
+
+// layeredRoots keep layers, or do not.
+type layeredRoots struct {
+	*fakeRoots
+	keeps bool
+}
+
+func (r layeredRoots) KeepsLayers(storage.Root) bool { return r.keeps }
+
+func (r layeredRoots) Layer(context.Context, string) (string, func() error, error) {
+	return "", nil, storage.ErrUnsupported
+}
+
+// TestLayerIsNotAskedFor by a destination that could not keep it, though it has the image.
+func TestLayerIsNotAskedFor(t *testing.T) {
+	for _, keeps := range []bool{true, false} {
+		source, destination := twoHosts(t)
+		destination.Roots = layeredRoots{destination.roots, keeps}
+		destination.step("prep_resize", prepare(source, destination, source.flavorOf(map[string]any{"id": 99})))
+		require.Len(t, source.bus.asked, 1)
+		require.Equal(t, keeps, string(source.bus.asked[0]["image_fingerprint"]) != `""`)
+		source.endOffer(uuid)
+		destination.drain()
+	}
 }
 
 // TestMoveFailsOnTheDestination: whatever the destination lacks, the guest goes on where it is.

@@ -91,6 +91,35 @@ func TestChoose(t *testing.T) {
 	require.Equal(t, "normal", b.Name())
 }
 
+// layered is a back end that keeps layers.
+type layered struct{ *backend }
+
+func (layered) KeepsLayers(storage.Root) bool { return true }
+
+func (layered) Layer(context.Context, string) (string, func() error, error) {
+	return "", nil, storage.ErrNotFound
+}
+
+// TestKeepsLayers: by the back end that a new root disk would get.
+func TestKeepsLayers(t *testing.T) {
+	t.Parallel()
+	plain := &backend{"plain", map[string]int{}}
+	with := layered{&backend{"with", map[string]int{}}}
+	for _, c := range []struct {
+		b              storage.Backend
+		normal, nested bool
+	}{
+		{storage.Choose(with, plain, plain), true, false},
+		{storage.Choose(plain, with, with), false, true},
+		{storage.Choose(plain, plain, with), false, false},
+	} {
+		l, ok := c.b.(storage.Layered)
+		require.True(t, ok)
+		require.Equal(t, c.normal, l.KeepsLayers(storage.Root{}))
+		require.Equal(t, c.nested, l.KeepsLayers(storage.Root{Nested: true}))
+	}
+}
+
 func TestCheckID(t *testing.T) {
 	t.Parallel()
 	for _, id := range []string{"a", "06bb20e2-0001-4000-8000-000000000001", "06bb20e2-0001-4000-8000-000000000001.rescue"} {

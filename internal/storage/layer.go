@@ -9,6 +9,8 @@ import (
 // Layered is a back end whose root disks hold what an instance has changed, apart from
 // the image's tree. A move between hosts that both have the image needs no more.
 type Layered interface {
+	// KeepsLayers tells whether a root disk that is made as r would have a layer.
+	KeepsLayers(r Root) bool
 	// Layer makes the directory of an instance's changes reachable until done is called, mounted or not. While the
 	// root disk is mounted it is only to be read. ErrUnsupported: this root disk has no layer; ErrNotFound: there is none.
 	Layer(ctx context.Context, instanceID string) (dir string, done func() error, err error)
@@ -18,6 +20,12 @@ type Layered interface {
 type Shrinker interface {
 	// Shrink makes a root disk smaller that is not mounted. ErrTooSmall: what is in it would not fit, and it stays as it is.
 	Shrink(ctx context.Context, instanceID string, sizeGB int) error
+}
+
+// KeepsLayers implements Layered by the back end of a new root disk.
+func (c *choice) KeepsLayers(r Root) bool {
+	l, ok := c.of(r).(Layered)
+	return ok && l.KeepsLayers(r)
 }
 
 // Layer implements Layered by whichever back end has the root disk.

@@ -6,9 +6,13 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
+
+// KeepsLayers implements storage.Layered.
+func (b *Backend) KeepsLayers(storage.Root) bool { return true }
 
 // Layer implements storage.Layered: the upper directory, reached through a mount of the file system that has
 // no place in the tree of mounts and so goes away with this process at the latest.
