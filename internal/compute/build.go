@@ -18,8 +18,6 @@ import (
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
-var errNoUUID = errors.New("instance has no uuid")
-
 // errBuildTimeout ends a build that takes longer than instance_build_timeout.
 var errBuildTimeout = errors.New("the server was not built within instance_build_timeout")
 
