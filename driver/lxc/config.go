@@ -182,6 +182,12 @@ func (p *plan) securityItems() []item {
 		if p.Spec.Limits.Nested && p.appArmor == ModeGenerated {
 			items = append(items, item{"lxc.apparmor.allow_nesting", "1"})
 		}
+		// What the guest's root may mount the kernel decides: it is root of a user namespace only. Without
+		// this, services that systemd starts with a view of their own of the file system (ProtectProc and the like), such as
+		// systemd-logind, end with status 226/NAMESPACE.
+		if !p.Spec.Limits.Privileged && p.appArmor == ModeGenerated {
+			items = append(items, item{"lxc.apparmor.raw", "mount,"})
+		}
 	}
 	if p.Spec.Limits.Privileged { // others hold their capabilities in their user namespace only
 		items = append(items, item{"lxc.cap.drop", "sys_time sys_module sys_rawio mac_admin mac_override"})
