@@ -64,10 +64,12 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	results, err := j.judge(ctx)
+	if results != nil { // of a run that was cut short, too
+		results.print(os.Stdout)
+	}
 	if err != nil {
 		return err
 	}
-	results.print(os.Stdout)
 	if failed, notRun := len(results.failed), len(results.notRun()); failed+notRun > 0 {
 		return fmt.Errorf("%d failed, %d not run; all that Tempest wrote is in %s", failed, notRun, j.logFile())
 	}

@@ -24,6 +24,17 @@ type outcome struct {
 	reason  string
 }
 
+func (o outcome) String() string {
+	text := o.outcome + " " + o.name
+	if o.seconds != "" {
+		text += " (" + o.seconds + "s)"
+	}
+	if o.reason != "" {
+		text += ": " + o.reason
+	}
+	return text
+}
+
 // line is one of Tempest's results: `{0} tempest.api.compute.x.Class.test_y[id-…,smoke] [0.5s] ... ok`,
 // `{1} setUpClass (tempest.api.compute.x.Class) ... SKIPPED: why`.
 var line = regexp.MustCompile(`^\{\d+\} (?:(\w+Class) \(([\w.]+)\)|([\w.]+)(?:\[[^]]*\])?)(?: \[([\d.]+)s\])? \.\.\. (\w+)(?:: (.*))?$`)

@@ -27,6 +27,12 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestOutcomeInALine(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "ok a.B.test_c (1.5s)", outcome{name: "a.B.test_c", outcome: passed, seconds: "1.5"}.String())
+	require.Equal(t, "SKIPPED a.B: no volumes", outcome{name: "a.B", outcome: skipped, reason: "no volumes"}.String())
+}
+
 func TestEveryTestHasAResult(t *testing.T) {
 	t.Parallel()
 	r := newResults([]string{"noise", "tempest.a.C.test_1[id-1]", "tempest.a.C.test_2", "tempest.a.D.test_1", "tempest.a.E.test_1", "tempest.a.F.test_1", ""})

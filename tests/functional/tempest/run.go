@@ -23,7 +23,7 @@ const directory = "/var/lib/tempest-run"
 // logFile is everything that Tempest wrote to its standard output, tracebacks included; tempest.log beside it has the requests.
 func (j *judge) logFile() string { return filepath.Join(j.Plane.Root, directory, "output.log") }
 
-// judge runs Tempest.
+// judge runs Tempest. Results come with an error, too, when they are not all.
 func (j *judge) judge(ctx context.Context) (*results, error) {
 	text, err := j.configure(ctx)
 	if err != nil {
@@ -99,7 +99,7 @@ func (j *judge) follow(ctx context.Context, r *results) error {
 	for lines.Scan() {
 		if o, ok := parse(lines.Text()); ok {
 			r.add(o)
-			j.Plane.Say("%d/%d %s %s", r.ended(), len(r.tests), o.outcome, o.name)
+			j.Plane.Say("%d/%d %s", r.ended(), len(r.tests), o)
 		}
 	}
 	if err := errors.Join(lines.Err(), ctx.Err()); err != nil {
