@@ -138,7 +138,7 @@ func ovsDevice(v vif.VIF) string {
 func (o *openVSwitch) wired(v vif.VIF) (string, error) {
 	get := func(args ...string) (string, error) {
 		args = append([]string{"--db=" + o.endpoint, "--timeout=10"}, args...)
-		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).CombinedOutput()
+		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).Output() // it warns on standard error when it was slow
 		return strings.TrimSpace(string(out)), err
 	}
 	device := ovsDevice(v)
