@@ -192,6 +192,7 @@ func serve(ctx context.Context, c *config.Config, sources config.Sources, h *hos
 	}
 	defer closeNotifier()
 
+	tellSystemd(ctx, "STATUS=waiting for the control plane")
 	var s *session
 	err = retry(ctx, "the control plane does not let the agent start; trying again", func() error {
 		var err error
