@@ -55,6 +55,9 @@ func run(ctx context.Context, o options) (err error) {
 	if o.install {
 		return j.prepare(ctx)
 	}
+	if first.Plane.Running() && !lab.Shared() { // what is ended at the end is not to be somebody else's
+		return fmt.Errorf("a control plane is up in %s: end it, or set %s=1 if an earlier run with -keep left it", first.Plane.Base, controlplane.EnvRunning)
+	}
 	defer func() {
 		if !o.keep {
 			err = errors.Join(err, j.down(context.WithoutCancel(ctx)))
