@@ -105,7 +105,7 @@ func TestStartIdentity(t *testing.T) {
 		{"only the record, later release", "2024.1", "", []novatest.Fields{record(nodeUUID, testHost, testNode, nil)}, nodeUUID, ""},
 		{"file and record", "2024.1", nodeUUID, []novatest.Fields{record(nodeUUID, testHost, testNode, nil)}, nodeUUID, ""},
 		{"file only", "2024.1", nodeUUID, nil, nodeUUID, ""},
-		{"deleted record", "2024.1", nodeUUID, []novatest.Fields{record(nodeUUID, testHost, testNode, map[string]any{"deleted": true})}, nodeUUID, ""},
+		{"deleted record", "2024.1", nodeUUID, []novatest.Fields{record(nodeUUID, testHost, testNode, map[string]any{"deleted": true, "mapped": 1})}, nodeUUID, ""},
 		{"record of another host", "2024.1", nodeUUID, []novatest.Fields{record(nodeUUID, "old-name", testNode, nil)}, "", "belongs to host old-name"},
 		{"several records", "zed", "", []novatest.Fields{
 			record(nodeUUID, testHost, testNode, nil), record(other, testHost, "node1", nil),
@@ -137,6 +137,7 @@ func TestStartIdentity(t *testing.T) {
 			require.Equal(t, uuid, written)
 			node := f.nova.Node(uuid)
 			require.NotEqual(t, "true", string(node["deleted"]), "a deleted record is revived")
+			require.NotEqual(t, "1", string(node["mapped"]), "and discovered again")
 			wantService := "null"
 			if f.deps.Release.SendsServiceID {
 				wantService = "7"

@@ -150,8 +150,10 @@ func (t *Tracker) createNode(ctx context.Context, id string, serviceID int) (*ob
 // reviveNode takes over a record that was deleted, or that an older release left without its service.
 func (t *Tracker) reviveNode(ctx context.Context, node *object.ComputeNode, serviceID int) error {
 	changes := map[string]any{}
-	if node.Deleted {
+	if node.Deleted { // the save finds the record only where deleted ones are seen
+		ctx = reqctx.With(ctx, reqctx.From(ctx).WithReadDeleted("yes"))
 		changes["deleted"], changes["deleted_at"] = false, nil
+		changes["mapped"] = 0 // with the service went the host's mapping: discover_hosts is to find it again (nova bug 2085135)
 	}
 	if t.deps.Release.SendsServiceID && (node.ServiceID == nil || *node.ServiceID != serviceID) {
 		changes["service_id"] = serviceID

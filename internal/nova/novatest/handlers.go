@@ -307,7 +307,7 @@ func createNode(c *Conductor, in *request) (json.RawMessage, error) {
 
 func saveNode(c *Conductor, in *request) (json.RawMessage, error) {
 	node, ok := c.nodes[text(in.Object.Data["uuid"])]
-	if !ok {
+	if !ok || string(node["deleted"]) == "true" && in.readDeleted != "yes" {
 		return nil, Failure("ComputeHostNotFound")
 	}
 	if string(in.Object.Data["cpu_info"]) == "null" {

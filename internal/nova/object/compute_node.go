@@ -31,7 +31,7 @@ type ComputeNode struct {
 	CPUAllocationRatio  float64            `nova:"cpu_allocation_ratio"`
 	RAMAllocationRatio  float64            `nova:"ram_allocation_ratio"`
 	DiskAllocationRatio float64            `nova:"disk_allocation_ratio"`
-	Mapped              int                `nova:"mapped"` // 0: found by discover_hosts; never written here
+	Mapped              int                `nova:"mapped"` // 0: to be found by discover_hosts; written for a record that was deleted alone
 	Timestamps
 }
 
