@@ -77,7 +77,10 @@ func runAgent(ctx context.Context, sources config.Sources) error {
 		return err
 	}
 	defer closeLog()
-	defer onHangup()()
+	defer onHangup(func() (*config.Config, error) {
+		c, _, err := config.Load(sources)
+		return c, err
+	})()
 	log := reqctx.Log(ctx)
 	for _, w := range report.Warnings() {
 		log.Warning(w.String())

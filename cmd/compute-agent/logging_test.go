@@ -1,12 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/config"
 )
 
 func TestLogFileMovedAway(t *testing.T) {
@@ -32,4 +39,51 @@ func TestLogFileMovedAway(t *testing.T) {
 	require.NoError(t, os.Rename(filepath.Dir(path), filepath.Dir(path)+".away"))
 	require.Error(t, f.reopen())
 	write("four")
+}
+
+func TestReloadLogging(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "agent.log")
+	f := &logFile{path: path}
+	require.NoError(t, f.reopen())
+	defer f.close()
+	logger := logrus.New()
+	logger.SetOutput(f)
+	require.NoError(t, os.Rename(path, path+".1"))
+	c := &config.Config{}
+	c.Default.Debug = true
+	reloadLogging(logger, func() (*config.Config, error) { return c, nil })
+	require.Equal(t, logrus.DebugLevel, logger.GetLevel())
+	reloadLogging(logger, func() (*config.Config, error) { return nil, errors.New("line 3 is no option") })
+	require.Equal(t, logrus.DebugLevel, logger.GetLevel(), "what cannot be read changes nothing")
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Contains(t, string(got), "line 3 is no option", "the new file is written")
+}
+
+func TestSyslog(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "log")
+	daemon, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, daemon.Close()) }()
+	for facility, want := range map[string]string{"LOG_USER": "<12>", "local3": "<156>"} { // facility * 8 + warning
+		hook, err := newSyslogHook("unixgram", path, facility)
+		require.NoError(t, err)
+		logger := logrus.New()
+		logger.SetOutput(io.Discard)
+		logger.AddHook(hook)
+		logger.WithField("instance", "one").Warning("it is full")
+		require.NoError(t, daemon.SetReadDeadline(time.Now().Add(10*time.Second)))
+		buffer := make([]byte, 1000)
+		n, err := daemon.Read(buffer)
+		require.NoError(t, err)
+		require.Contains(t, string(buffer[:n]), want)
+		require.Contains(t, string(buffer[:n]), "compute-agent[")
+		require.Contains(t, string(buffer[:n]), "it is full")
+	}
+	_, err = newSyslogHook("unixgram", path, "LOG_LOCAL9")
+	require.ErrorContains(t, err, "syslog_log_facility")
+	_, err = newSyslogHook("unixgram", path+"-not", "user")
+	require.ErrorContains(t, err, "use_syslog")
 }
