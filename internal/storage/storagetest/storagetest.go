@@ -66,9 +66,10 @@ func run(t *testing.T, s suite) {
 		{"restart", s.restart},
 		{"parallel", s.parallel},
 		{"full host", s.fullHost},
+		{"next tenant", s.nextTenant},
 		{"killed", s.killed},
 	} {
-		if test.name == "full host" && s.FileSystem != nil {
+		if (test.name == "full host" || test.name == "next tenant") && s.FileSystem != nil {
 			continue
 		}
 		t.Run(test.name, func(t *testing.T) {
