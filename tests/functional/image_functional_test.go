@@ -172,7 +172,7 @@ func TestAggregateCacheImage(t *testing.T) {
 	began := logEnd(t)
 	trace, err := shared.Plane.Trace(ctx)
 	require.NoError(t, err)
-	openstack("aggregate", "cache", "image", name, good, bad)
+	cacheImages(t, strings.TrimSpace(openstack("aggregate", "show", name, "-f", "value", "-c", "id")), good, bad)
 	eventually(t, time.Minute, "the image to be cached", func(context.Context) (bool, error) {
 		return slices.Contains(imagesImported(t, began), good), nil
 	})
@@ -214,6 +214,23 @@ func TestAggregateCacheImage(t *testing.T) {
 	server := boot(t, cloud.NewServer{Image: good})
 	require.Empty(t, imagesImported(t, began), "the boot downloads nothing")
 	require.Contains(t, inside(t, server.ID, "cat", "/etc/mark"), t.Name())
+}
+
+// cacheImages asks for two images at once. Zed's API takes those for duplicates that a Python set gives in another order, which differs from
+// process to process: one order or the other is right.
+func cacheImages(t *testing.T, aggregate, one, other string) {
+	t.Helper()
+	const tries = 20
+	var err error
+	for range tries {
+		body := map[string]any{"cache": []map[string]string{{"id": one}, {"id": other}}}
+		err = shared.Admin.DoAt(within(t, time.Minute), "compute 2.81", http.MethodPost, cloud.Compute, "/os-aggregates/"+aggregate+"/images", body, nil)
+		if err == nil || !strings.Contains(err.Error(), "Duplicate images") {
+			break
+		}
+		one, other = other, one
+	}
+	require.NoError(t, err)
 }
 
 // slowGlance stands before Glance and takes the time for each download of an image's data.
