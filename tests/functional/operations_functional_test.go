@@ -273,13 +273,13 @@ func TestDiagnostics(t *testing.T) {
 	require.LessOrEqual(t, now.NICDetails[0].RxOctets, received, "in the guest's terms")
 
 	legacy := map[string]any{}
-	require.NoError(t, shared.Admin.DoAt(within(t, 20*time.Second), "2.1", "GET", cloud.Compute, path, nil, &legacy))
+	require.NoError(t, shared.Admin.DoAt(within(t, 20*time.Second), "compute 2.1", "GET", cloud.Compute, path, nil, &legacy))
 	t.Logf("%v", legacy)
 	require.Contains(t, legacy, "cpu0_time")
 	require.Contains(t, legacy, "memory")
 
 	act(t, server.ID, "os-stop", nil, "SHUTOFF")
-	for _, version := range []string{"2.1", "2.48"} {
+	for _, version := range []string{"compute 2.1", "compute 2.48"} {
 		err := shared.Admin.DoAt(within(t, 20*time.Second), version, "GET", cloud.Compute, path, nil, nil)
 		require.True(t, cloud.IsStatus(err, 409), "%v", err)
 	}
@@ -288,10 +288,10 @@ func TestDiagnostics(t *testing.T) {
 // TestHostOperations are what an operator may ask of the host: answered, or refused as the API expects.
 func TestHostOperations(t *testing.T) {
 	for _, action := range []string{"reboot", "shutdown", "startup"} {
-		err := shared.Admin.DoAt(within(t, 20*time.Second), "2.1", "GET", cloud.Compute, "/os-hosts/"+shared.Host+"/"+action, nil, nil)
+		err := shared.Admin.DoAt(within(t, 20*time.Second), "compute 2.1", "GET", cloud.Compute, "/os-hosts/"+shared.Host+"/"+action, nil, nil)
 		require.True(t, cloud.IsStatus(err, 501), "%s: %v", action, err)
 	}
-	err := shared.Admin.DoAt(within(t, 20*time.Second), "2.1", "PUT", cloud.Compute, "/os-hosts/"+shared.Host, map[string]string{"maintenance_mode": "enable"}, nil)
+	err := shared.Admin.DoAt(within(t, 20*time.Second), "compute 2.1", "PUT", cloud.Compute, "/os-hosts/"+shared.Host, map[string]string{"maintenance_mode": "enable"}, nil)
 	require.True(t, cloud.IsStatus(err, 501), "%v", err)
 	hypervisors, err := shared.Admin.Hypervisors(within(t, 20*time.Second))
 	require.NoError(t, err)

@@ -135,7 +135,7 @@ func (c *Client) Do(ctx context.Context, method, service, path string, in, out a
 	return c.DoAt(ctx, microversions[service], method, service, path, in, out)
 }
 
-// DoAt is Do at a microversion of the service; "" is its oldest.
+// DoAt is Do at a microversion of the service, such as "compute 2.48"; "" is its oldest.
 func (c *Client) DoAt(ctx context.Context, version, method, service, path string, in, out any) error {
 	c.mu.Lock()
 	base, token := c.endpoints[service], c.token
