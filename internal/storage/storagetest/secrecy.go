@@ -34,11 +34,11 @@ func (s suite) nextTenant(t *testing.T, e Environment, _ storage.Backend) {
 
 	second := up(t, b, root(e, "second", 1, 1))
 	path := filepath.Join(second, "mine")
-	mine, err := os.Create(path) //nolint:gosec // the test's own
+	mine, err := os.Create(path)
 	require.NoError(t, err)
 	require.NoError(t, unix.Fallocate(int(mine.Fd()), 0, 0, megabytes<<20))
 	require.NoError(t, mine.Close())
-	got, err := os.ReadFile(path) //nolint:gosec // the test's own
+	got, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Len(t, got, megabytes<<20)
 	require.False(t, bytes.Contains(got, secret), "blocks given to the second tenant are empty")
@@ -61,7 +61,7 @@ func holds(t *testing.T, dir string, text []byte) bool {
 
 // fileHolds reads in pieces: the file of a root disk is as large as the disk.
 func fileHolds(path string, text []byte) (bool, error) {
-	file, err := os.Open(path) //nolint:gosec // the test's own
+	file, err := os.Open(path)
 	if err != nil {
 		return false, err
 	}
