@@ -219,27 +219,52 @@ func (m *Manager) growDisks(ctx context.Context, inst *object.Instance, old, wan
 			return fmt.Errorf("grow ephemeral disk: %w", err)
 		}
 	}
-	added := len(want) > len(rec.Ephemeral)
+	if len(want) > len(rec.Ephemeral) {
+		return m.addDisks(ctx, inst, rec, want, limits)
+	}
 	rec.Ephemeral = want
-	if added {
-		reqctx.Log(ctx).Info("stopping the guest to give it an ephemeral disk")
-		if err := m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
-			return err
-		}
-		if err := m.describeHere(ctx, inst, rec, limits); err != nil {
-			return err
-		}
-	}
-	switch { // before the record, so that a start of the agent that finds the old one begins anew
-	case added && stateBefore(inst) == object.VMStateStopped:
-		err = m.unmountDisks(ctx, inst.UUID)
-	case added:
-		err = m.runRecorded(ctx, rec)
-	}
-	if err != nil {
+	return m.saveRecord(rec)
+}
+
+// addDisks gives an instance that has no ephemeral disks the first. Where that fails it is again as it was. The record
+// comes last, so that a start of the agent that finds the old one begins anew.
+func (m *Manager) addDisks(ctx context.Context, inst *object.Instance, rec record, want []ephemeral.Disk, limits flavor.Limits) error {
+	reqctx.Log(ctx).Info("stopping the guest to give it an ephemeral disk")
+	if err := m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
 		return err
 	}
-	return m.saveRecord(rec)
+	with := rec
+	with.Ephemeral = want
+	err := m.restartHere(ctx, inst, with, limits)
+	if err == nil {
+		err = m.saveRecord(with)
+	}
+	if err == nil || leaving(ctx) {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	undo := m.powerOff(ctx, inst.UUID, 0)
+	if undo == nil {
+		undo = m.Ephemeral.Delete(ctx, inst.UUID)
+	}
+	if undo == nil {
+		undo = m.restartHere(ctx, inst, rec, limits)
+	}
+	if undo != nil {
+		undo = fmt.Errorf("take the ephemeral disk away again: %w", undo)
+	}
+	return errors.Join(err, undo)
+}
+
+// restartHere tells the driver anew of an instance that is off, and starts it if it ran before.
+func (m *Manager) restartHere(ctx context.Context, inst *object.Instance, rec record, limits flavor.Limits) error {
+	if err := m.describeHere(ctx, inst, rec, limits); err != nil {
+		return err
+	}
+	if stateBefore(inst) == object.VMStateStopped {
+		return m.unmountDisks(ctx, inst.UUID)
+	}
+	return m.runRecorded(ctx, rec)
 }
 
 // checkShrink looks whether what a resize added to ephemeral disks can be taken away again.

@@ -290,6 +290,24 @@ func TestNewDiskAfterACrash(t *testing.T) {
 	require.Equal(t, driver.PowerStateRunning, got.State)
 }
 
+// TestNewDiskThatKeepsTheGuestFromStarting goes again, and the guest runs as before.
+func TestNewDiskThatKeepsTheGuestFromStarting(t *testing.T) {
+	was := map[string]any{"ephemeral_gb": 0}
+	w := builtWith(t, was, nil, ownIDs(t))
+	w.step("prep_resize", prepareDisks(w, w, was, map[string]any{"id": 99, "ephemeral_gb": 2}))
+	w.next("resize_instance")
+	w.driver.Fail("Start", uuid, errBoom)
+	w.next("finish_resize")
+	require.Contains(t, w.nova.Faults()[0], errBoom.Error())
+	require.Empty(t, w.ephemeral.of(uuid))
+	require.Empty(t, w.binds())
+	rec, _, err := w.record(uuid)
+	require.NoError(t, err)
+	require.Empty(t, rec.Ephemeral)
+	got, _ := w.driver.Instance(uuid)
+	require.Equal(t, driver.PowerStateRunning, got.State)
+}
+
 // TestEvacuationMakesNewDisks: nothing of the old host's is there to have.
 func TestEvacuationMakesNewDisks(t *testing.T) {
 	source, destination := twoHostsWith(t, map[string]any{"ephemeral_gb": 4}, cut)
