@@ -16,29 +16,33 @@ import (
 var errInterruptedOperation = errors.New("the agent was stopped again and again while it worked on this server")
 
 // detachedMethod is a method that runs apart from its message: it waits for other services for long,
-// and would hold one of the server's workers. Its task state alone does not say how to finish it.
+// and would hold one of the server's workers. An interrupted one begins anew.
 type detachedMethod struct {
 	op   operation
 	body instanceFunc
+	task string // the task state in which the API leaves the instance
+	// failed is the vm_state after an operation that cannot be finished; "": as it was.
+	failed string
 }
 
-// detachedMethods are these methods.
+// detachedMethods are these methods. Those that are not ours-only look for themselves: an instance to unshelve
+// or to evacuate is not here, and an image is to be deleted in any case.
 func (m *Manager) detachedMethods() map[string]detachedMethod {
-	methods := map[string]detachedMethod{}
-	for method, body := range map[string]instanceFunc{
-		"rebuild_instance":        m.rebuildInstance,
-		"rescue_instance":         m.rescueInstance,
-		"unrescue_instance":       m.unrescueInstance,
-		"snapshot_instance":       m.snapshotInstance,
-		"backup_instance":         m.backupInstance,
-		"shelve_instance":         m.shelveInstance,
-		"shelve_offload_instance": m.shelveOffloadInstance,
-		"unshelve_instance":       m.unshelveInstance,
-	} {
-		op := operation{method: method, event: method, fault: true, revert: true, lock: true}
-		// The others look for themselves: an instance to unshelve or to evacuate is not here, and an image is to be deleted in any case.
-		op.ours = slices.Contains([]string{"rescue_instance", "unrescue_instance", "shelve_offload_instance"}, method)
-		methods[method] = detachedMethod{op, body}
+	ours := operation{ours: true}
+	methods := map[string]detachedMethod{
+		"rebuild_instance":        {body: m.rebuildInstance, task: object.TaskStateRebuilding, failed: object.VMStateError},
+		"rescue_instance":         {op: ours, body: m.rescueInstance, task: object.TaskStateRescuing, failed: object.VMStateError},
+		"unrescue_instance":       {op: ours, body: m.unrescueInstance, task: object.TaskStateUnrescuing, failed: object.VMStateError},
+		"snapshot_instance":       {body: m.snapshotInstance, task: object.TaskStateImageSnapshotPending},
+		"backup_instance":         {body: m.backupInstance, task: object.TaskStateImageBackup},
+		"shelve_instance":         {body: m.shelveInstance, task: object.TaskStateShelving},
+		"shelve_offload_instance": {op: ours, body: m.shelveOffloadInstance, task: object.TaskStateShelvingOffloading},
+		"unshelve_instance":       {body: m.unshelveInstance, task: object.TaskStateUnshelving},
+	}
+	for method, d := range methods {
+		d.op.method, d.op.event = method, method
+		d.op.fault, d.op.revert, d.op.lock = true, true, true
+		methods[method] = d
 	}
 	return methods
 }
@@ -115,25 +119,6 @@ func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {
 // overtakenByDelete tells that an operation ended because its instance is being deleted.
 func overtakenByDelete(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errDeleted) }
 
-// resumption says how an interrupted operation begins anew.
-type resumption struct {
-	task string // the task state in which the API leaves the instance; "": any
-	// failed is the vm_state after an operation that cannot be finished; "": as it was.
-	failed string
-}
-
-// resumptions say it of the detached methods.
-var resumptions = map[string]resumption{
-	"rebuild_instance":        {task: object.TaskStateRebuilding, failed: object.VMStateError},
-	"rescue_instance":         {task: object.TaskStateRescuing, failed: object.VMStateError},
-	"unrescue_instance":       {task: object.TaskStateUnrescuing, failed: object.VMStateError},
-	"snapshot_instance":       {task: object.TaskStateImageSnapshotPending},
-	"backup_instance":         {task: object.TaskStateImageBackup},
-	"shelve_instance":         {task: object.TaskStateShelving},
-	"shelve_offload_instance": {task: object.TaskStateShelvingOffloading},
-	"unshelve_instance":       {task: object.TaskStateUnshelving},
-}
-
 // settleInterrupted settles an instance whose operation an earlier process accepted and did not end. The
 // caller holds its lock.
 func (m *Manager) settleInterrupted(ctx context.Context, inst *object.Instance, entry journalEntry) error {
@@ -147,7 +132,7 @@ func (m *Manager) settleInterrupted(ctx context.Context, inst *object.Instance, 
 // comes again from its beginning. The caller holds the instance's lock.
 func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, entry journalEntry) error {
 	ctx = reqctx.WithField(entry.in(ctx, inst.UUID), "method", entry.Method)
-	how := resumptions[entry.Method]
+	again := m.detachedMethods()[entry.Method]
 	if err := m.clearInterrupted(ctx, inst); err != nil {
 		return err
 	}
@@ -155,7 +140,7 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 		return errors.Join(m.journal.drop(inst.UUID), m.settleInstance(ctx, inst))
 	}
 	if entry.Resumed++; entry.Resumed > maxResumes {
-		return m.giveUpOperation(ctx, inst, entry, how)
+		return m.giveUpOperation(ctx, inst, entry, again.failed)
 	}
 	op := &underway{uuid: inst.UUID, method: entry.Method}
 	if err := m.journal.write(op, entry); err != nil {
@@ -164,12 +149,11 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 	reqctx.Log(ctx).WithField("accepted", entry.Accepted).Warning("resuming an operation that the agent's last stop interrupted")
 	// A server that is shelved already is only to be offloaded.
 	offloading := inst.TaskState == object.TaskStateShelvingOffloading && inst.VMState == object.VMStateShelved
-	if how.task != inst.TaskState && !offloading {
-		if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": how.task}); err != nil {
+	if again.task != inst.TaskState && !offloading {
+		if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": again.task}); err != nil {
 			return err
 		}
 	}
-	again := m.detachedMethods()[entry.Method]
 	again.op.lock = false // the lock is held
 	ctx = m.journal.add(ctx, op)
 	m.runDetached(ctx, again, inst, entry.Args)
@@ -222,11 +206,11 @@ func isEvacuation(args rpc.Args) bool {
 }
 
 // giveUpOperation ends an operation that could not be finished in several starts of the agent.
-func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journalEntry, how resumption) error {
+func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journalEntry, vmState string) error {
 	m.recordFault(ctx, inst, exception.WithCause("InstanceInvalidState", errInterruptedOperation.Error(), nil, errInterruptedOperation))
 	changes := map[string]any{"task_state": nil}
-	if how.failed != "" {
-		changes["vm_state"] = how.failed
+	if vmState != "" {
+		changes["vm_state"] = vmState
 	}
 	reqctx.Log(ctx).WithField("method", entry.Method).Error("operation given up after several interruptions")
 	if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil {
