@@ -34,6 +34,11 @@ func newSyslogHook(network, address, facility string) (logrus.Hook, error) {
 	return hook, nil
 }
 
+var journalPriorities = map[logrus.Level]journal.Priority{
+	logrus.PanicLevel: journal.PriCrit, logrus.FatalLevel: journal.PriCrit, logrus.ErrorLevel: journal.PriErr,
+	logrus.WarnLevel: journal.PriWarning, logrus.InfoLevel: journal.PriInfo, logrus.DebugLevel: journal.PriDebug, logrus.TraceLevel: journal.PriDebug,
+}
+
 // journalHook sends every line to systemd's journal.
 type journalHook struct{}
 
@@ -46,13 +51,5 @@ func (journalHook) Fire(entry *logrus.Entry) error {
 	if err != nil {
 		return err
 	}
-	priorities := map[logrus.Level]journal.Priority{
-		logrus.PanicLevel: journal.PriCrit, logrus.FatalLevel: journal.PriCrit, logrus.ErrorLevel: journal.PriErr,
-		logrus.WarnLevel: journal.PriWarning, logrus.InfoLevel: journal.PriInfo,
-	}
-	priority, ok := priorities[entry.Level]
-	if !ok {
-		priority = journal.PriDebug
-	}
-	return journal.Send(strings.TrimRight(line, "\n"), priority, map[string]string{"SYSLOG_IDENTIFIER": logIdentity})
+	return journal.Send(strings.TrimRight(line, "\n"), journalPriorities[entry.Level], map[string]string{"SYSLOG_IDENTIFIER": logIdentity})
 }

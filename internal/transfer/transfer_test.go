@@ -321,7 +321,7 @@ func TestSeveralTrees(t *testing.T) {
 			require.Equal(t, listing(t, from[i], p.ids.Base), listing(t, to[i], p.ids.Base), i)
 		}
 	}
-	time.Sleep(settled + 100*time.Millisecond)
+	settle()
 	require.NoError(t, fetch.Running(t.Context()))
 	equal()
 	// The same names on two of them, and a file that goes.
