@@ -41,8 +41,8 @@ func (d *Driver) Check(_ context.Context) []Problem {
 	if n, err := readInt("/proc/sys/user/max_user_namespaces"); err != nil || n == 0 {
 		add(true, "the kernel has no user namespaces or they are switched off", "set user.max_user_namespaces above 0")
 	}
-	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
-		add(true, "the kernel has no pidfd_open", "use Linux 5.6 or later")
+	if fd, err := unix.PidfdOpen(os.Getpid(), unix.PIDFD_NONBLOCK); err != nil {
+		add(true, "the kernel has no pidfd_open(2) with PIDFD_NONBLOCK", "use Linux 5.10 or later")
 	} else {
 		_ = unix.Close(fd)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -150,6 +151,25 @@ func TestProcess(t *testing.T) {
 	p.close()
 	_, err = openProcess(self, func() bool { return false })
 	require.ErrorIs(t, err, unix.ESRCH)
+}
+
+func TestAwaitEnd(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "sleep", "60")
+	require.NoError(t, cmd.Start())
+	ours := func() bool { return true }
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, awaitEnd(short, cmd.Process.Pid, ours), driver.ErrTimeout)
+	ended := make(chan error, 1)
+	go func() { ended <- awaitEnd(t.Context(), cmd.Process.Pid, ours) }()
+	require.NoError(t, cmd.Process.Kill())
+	require.NoError(t, <-ended, "seen before anybody reaps the process")
+	require.False(t, alive(cmd.Process.Pid))
+	require.NoError(t, awaitEnd(t.Context(), cmd.Process.Pid, ours), "nor does it matter that it has ended already")
+	require.Error(t, cmd.Wait())
+	require.NoError(t, awaitEnd(t.Context(), cmd.Process.Pid, ours))
+	require.NoError(t, awaitEnd(t.Context(), os.Getpid(), func() bool { return false }), "the number is another's by now")
 }
 
 func TestChildMain(t *testing.T) {

@@ -39,10 +39,9 @@ func (d *Driver) lookup(name string) (guest, error) {
 	if err != nil {
 		return guest{}, fmt.Errorf("look up %s: %w", name, err)
 	}
-	want := monitorTitle + d.o.LXCPath + " " + name
 	for _, pid := range pids {
 		title := cmdline(pid)
-		if title == want {
+		if title == d.title(name) {
 			return guest{monitor: pid, init: d.initOf(name, pid)}, nil
 		}
 		if strings.HasPrefix(title, monitorTitle) {
@@ -51,6 +50,9 @@ func (d *Driver) lookup(name string) (guest, error) {
 	}
 	return guest{}, nil
 }
+
+// title is the command line of a container's monitor.
+func (d *Driver) title(name string) string { return monitorTitle + d.o.LXCPath + " " + name }
 
 func cmdline(pid int) string {
 	b, err := os.ReadFile(procFile(pid, "cmdline"))
@@ -160,7 +162,7 @@ type process struct {
 // openProcess returns a handle; check, called after it was opened, must confirm that
 // the pid is still the process that was meant.
 func openProcess(pid int, check func() bool) (*process, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
@@ -186,6 +188,50 @@ func (p *process) exited() bool {
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n > 0
+}
+
+// wait waits until the process has ended, reaped or not. ErrTimeout: ctx ended before.
+func (p *process) wait(ctx context.Context) error {
+	own, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.pid, err)
+	}
+	f := os.NewFile(uintptr(own), "pidfd") // in the runtime's poller: no thread waits
+	defer f.Close()                        //nolint:errcheck // nothing was written
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.pid, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = conn.Read(func(uintptr) bool { return p.exited() })
+	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: %w", driver.ErrTimeout, ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.pid, err)
+	}
+	return nil
+}
+
+// alive tells whether a process is there and has not ended.
+func alive(pid int) bool {
+	s := status(pid, "State")
+	return s != "" && s[0] != 'Z' && s[0] != 'X'
+}
+
+// awaitEnd waits until a process, which check confirms to be the one that was meant, has ended.
+// ErrTimeout: ctx ended before.
+func awaitEnd(ctx context.Context, pid int, check func() bool) error {
+	p, err := openProcess(pid, check)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return p.wait(ctx)
 }
 
 // inGroup tells whether a process is in a cgroup of that name or below it, in any

@@ -97,7 +97,7 @@ func (d *Driver) shutdown(ctx context.Context, rec record, timeout, retry time.D
 		round, cancel := context.WithTimeout(limit, patience)
 		err = d.askToHalt(round, rec, kind, g)
 		if err == nil {
-			err = waitFor(round, stopPoll, func() bool { return !alive(g.monitor) })
+			err = d.awaitMonitorEnd(round, name, g)
 		}
 		cancel()
 		if err != nil && !errors.Is(err, driver.ErrTimeout) {
@@ -135,11 +135,6 @@ func (d *Driver) askToHalt(ctx context.Context, rec record, kind initSystem, g g
 	}
 	defer p.close()
 	return p.signal(kind.halt)
-}
-
-func alive(pid int) bool {
-	s := status(pid, "State")
-	return s != "" && s[0] != 'Z' && s[0] != 'X'
 }
 
 // thaw lets a frozen guest go on; one that is not frozen is left alone.
@@ -232,22 +227,26 @@ func (d *Driver) killAll(name string, g guest) error {
 // awaitMonitor waits for a monitor whose guest was killed to end, which returns the
 // links. One that hangs is killed in turn; its links are lost with the namespace then.
 func (d *Driver) awaitMonitor(ctx context.Context, name string, g guest) error {
-	gone := func() bool { return !alive(g.monitor) }
 	if g.init != 0 {
-		if err := waitFor(ctx, stopPoll, func() bool { return !alive(g.init) }); err != nil {
+		if err := awaitEnd(ctx, g.init, func() bool { return inGroup(g.init, payload(name)) }); err != nil {
 			return fmt.Errorf("the guest's init does not die: %w", err)
 		}
 	}
 	grace, cancel := context.WithTimeout(ctx, monitorGrace)
 	defer cancel()
-	if waitFor(grace, stopPoll, gone) == nil {
+	if d.awaitMonitorEnd(grace, name, g) == nil {
 		return nil
 	}
 	reqctx.Log(ctx).WithField("pid", g.monitor).Warning("container monitor hangs and is killed")
 	if err := sigkill(g.monitor, func() bool { return inGroup(g.monitor, monitor(name)) }); err != nil {
 		return err
 	}
-	return waitFor(ctx, stopPoll, gone)
+	return d.awaitMonitorEnd(ctx, name, g)
+}
+
+func (d *Driver) awaitMonitorEnd(ctx context.Context, name string, g guest) error {
+	// By its title: it leaves its cgroups a moment before it ends.
+	return awaitEnd(ctx, g.monitor, func() bool { return cmdline(g.monitor) == d.title(name) })
 }
 
 func sigkill(pid int, check func() bool) error {
