@@ -48,6 +48,7 @@ var allowed = []struct {
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
+	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},
 	{"internal/compute", []string{"..."}},
 }
 

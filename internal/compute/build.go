@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -24,9 +25,6 @@ var errBuildTimeout = errors.New("the server was not built within instance_build
 // errDeleted cancels a build whose instance is being deleted.
 var errDeleted = errors.New("instance is being deleted")
 
-// buildMethod is the method of a build on the wire.
-const buildMethod = "build_and_run_instance"
-
 // buildEvent is the action event of a build.
 const buildEvent = "_do_build_and_run_instance"
 
@@ -41,13 +39,13 @@ func (m *Manager) buildAndRunInstance(ctx context.Context, args rpc.Args) (any, 
 		}
 		r.refused = abortBecause(r.Instance.UUID, err) // nobody waits for an answer: the instance must tell
 	}
-	m.startBuild(ctx, r, newEntry(ctx, buildMethod, args))
+	m.startBuild(ctx, r, journal.NewEntry(ctx, journal.BuildMethod, args))
 	return nil, nil
 }
 
 // startBuild accepts a build. What cannot be journaled is not begun; another host may do better.
-func (m *Manager) startBuild(ctx context.Context, r *buildRequest, entry journalEntry) {
-	op := &underway{uuid: r.Instance.UUID, method: buildMethod, ownPorts: r.ownPorts()}
+func (m *Manager) startBuild(ctx context.Context, r *buildRequest, entry journal.Entry) {
+	op := &journal.Operation{UUID: r.Instance.UUID, Method: journal.BuildMethod, OwnPorts: r.ownPorts()}
 	m.accept(ctx, op, entry, func(ctx context.Context, unwritten error) bool {
 		if r.refused == nil {
 			r.refused = unwritten

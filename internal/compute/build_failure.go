@@ -143,7 +143,7 @@ func (m *Manager) reschedule(ctx context.Context, r *buildRequest, failure error
 	filters := maps.Clone(r.FilterProperties)
 	filters["retry"] = encode(retry)
 
-	if err := m.journal.handBack(r.Instance.UUID); err != nil {
+	if err := m.journal.HandBack(r.Instance.UUID); err != nil {
 		return err
 	}
 	changes := m.Tracker.NoOwnership()

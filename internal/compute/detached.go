@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -55,8 +56,8 @@ func (m *Manager) detached(d detachedMethod) rpc.Handler {
 		if err != nil {
 			return nil, err
 		}
-		op := &underway{uuid: inst.UUID, method: d.op.method}
-		m.accept(ctx, op, newEntry(ctx, d.op.method, args), func(ctx context.Context, unwritten error) bool {
+		op := &journal.Operation{UUID: inst.UUID, Method: d.op.method}
+		m.accept(ctx, op, journal.NewEntry(ctx, d.op.method, args), func(ctx context.Context, unwritten error) bool {
 			if unwritten != nil { // it is done all the same: a crash of the agent puts the instance into ERROR then
 				reqctx.Log(ctx).WithError(unwritten).Error("operation not written to the journal")
 			}
@@ -98,9 +99,9 @@ func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, a
 	d := m.detachedMethods()[method]
 	d.op.lock = false // the lock is held
 	// It need not be written: after a crash the task is reset, and the next turn begins again.
-	op := &underway{uuid: inst.UUID, method: method}
-	ctx = m.journal.add(ctx, op)
-	defer m.journal.forget(op)
+	op := &journal.Operation{UUID: inst.UUID, Method: method}
+	ctx = m.journal.Add(ctx, op)
+	defer m.journal.Forget(op)
 	_, err = m.perform(ctx, d.op, inst, rpc.Args{}, d.body)
 	return err
 }
@@ -110,7 +111,7 @@ func (m *Manager) throughAPI(ctx context.Context, inst *object.Instance, task, a
 func (m *Manager) endingSnapshots(h rpc.Handler) rpc.Handler {
 	return func(ctx context.Context, args rpc.Args) (any, error) {
 		if inst, err := instanceArgument(args); err == nil {
-			m.journal.cancel(inst.UUID, errDeleted, "snapshot_instance", "backup_instance")
+			m.journal.Cancel(inst.UUID, errDeleted, "snapshot_instance", "backup_instance")
 		}
 		return h(ctx, args)
 	}
@@ -121,29 +122,29 @@ func overtakenByDelete(ctx context.Context) bool { return errors.Is(context.Caus
 
 // settleInterrupted settles an instance whose operation an earlier process accepted and did not end. The
 // caller holds its lock.
-func (m *Manager) settleInterrupted(ctx context.Context, inst *object.Instance, entry journalEntry) error {
+func (m *Manager) settleInterrupted(ctx context.Context, inst *object.Instance, entry journal.Entry) error {
 	if leavingNova(inst) {
-		return errors.Join(m.settleInstance(ctx, inst), m.journal.drop(inst.UUID))
+		return errors.Join(m.settleInstance(ctx, inst), m.journal.Drop(inst.UUID))
 	}
 	return m.resumeOperation(ctx, inst, entry)
 }
 
 // resumeOperation takes up an operation that an earlier process accepted and did not end: it
 // comes again from its beginning. The caller holds the instance's lock.
-func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, entry journalEntry) error {
-	ctx = reqctx.WithField(entry.in(ctx, inst.UUID), "method", entry.Method)
+func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, entry journal.Entry) error {
+	ctx = reqctx.WithField(entry.In(ctx, inst.UUID), "method", entry.Method)
 	again := m.detachedMethods()[entry.Method]
 	if err := m.clearInterrupted(ctx, inst); err != nil {
 		return err
 	}
 	if inst.TaskState == object.TaskStateNone { // it had ended, but for its entry
-		return errors.Join(m.journal.drop(inst.UUID), m.settleInstance(ctx, inst))
+		return errors.Join(m.journal.Drop(inst.UUID), m.settleInstance(ctx, inst))
 	}
 	if entry.Resumed++; entry.Resumed > maxResumes {
 		return m.giveUpOperation(ctx, inst, entry, again.failed)
 	}
-	op := &underway{uuid: inst.UUID, method: entry.Method}
-	if err := m.journal.write(op, entry); err != nil {
+	op := &journal.Operation{UUID: inst.UUID, Method: entry.Method}
+	if err := m.journal.Write(op, entry); err != nil {
 		return err
 	}
 	reqctx.Log(ctx).WithField("accepted", entry.Accepted).Warning("resuming an operation that the agent's last stop interrupted")
@@ -155,7 +156,7 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 		}
 	}
 	again.op.lock = false // the lock is held
-	ctx = m.journal.add(ctx, op)
+	ctx = m.journal.Add(ctx, op)
 	m.runDetached(ctx, again, inst, entry.Args)
 	m.end(ctx, op, true)
 	return nil
@@ -163,7 +164,7 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 
 // resumeElsewhere takes up operations on instances that Nova does not have on this host yet, or any more:
 // an unshelve before its claim, a delete that nobody needs to finish.
-func (m *Manager) resumeElsewhere(ctx context.Context, entries map[string]journalEntry, known map[string]bool) error {
+func (m *Manager) resumeElsewhere(ctx context.Context, entries map[string]journal.Entry, known map[string]bool) error {
 	for uuid, entry := range entries {
 		if known[uuid] {
 			continue
@@ -182,11 +183,11 @@ func (m *Manager) resumeElsewhere(ctx context.Context, entries map[string]journa
 	return nil
 }
 
-func (m *Manager) resumeUnplaced(ctx context.Context, uuid string, entry journalEntry) error {
+func (m *Manager) resumeUnplaced(ctx context.Context, uuid string, entry journal.Entry) error {
 	inst, err := m.Conductor.InstanceByUUID(ctx, uuid, "info_cache", "metadata", "system_metadata", "flavor")
 	switch {
 	case exception.Is(err, "InstanceNotFound"):
-		return m.journal.drop(uuid)
+		return m.journal.Drop(uuid)
 	case err != nil:
 		return err
 	case inst.Host == "" && inst.VMState == object.VMStateShelvedOffloaded && entry.Method == "unshelve_instance" &&
@@ -196,7 +197,7 @@ func (m *Manager) resumeUnplaced(ctx context.Context, uuid string, entry journal
 		return m.resumeOperation(ctx, inst, entry)
 	}
 	reqctx.Log(ctx).WithField("method", entry.Method).Info("the instance of an interrupted operation is not here any more")
-	return m.journal.drop(uuid)
+	return m.journal.Drop(uuid)
 }
 
 // isEvacuation tells that a rebuild is of an instance of another host.
@@ -206,7 +207,7 @@ func isEvacuation(args rpc.Args) bool {
 }
 
 // giveUpOperation ends an operation that could not be finished in several starts of the agent.
-func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journalEntry, vmState string) error {
+func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journal.Entry, vmState string) error {
 	m.recordFault(ctx, inst, exception.WithCause("InstanceInvalidState", errInterruptedOperation.Error(), nil, errInterruptedOperation))
 	changes := map[string]any{"task_state": nil}
 	if vmState != "" {
@@ -216,5 +217,5 @@ func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, en
 	if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil {
 		return err
 	}
-	return m.journal.drop(inst.UUID)
+	return m.journal.Drop(inst.UUID)
 }

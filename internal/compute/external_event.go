@@ -101,7 +101,7 @@ func leavingNova(inst *object.Instance) bool {
 // networkChanged reads the ports anew. While the instance is being built its cache is
 // the build's to write, and is refreshed at its end.
 func (m *Manager) networkChanged(ctx context.Context, inst *object.Instance) {
-	if m.journal.portsChanged(inst.UUID) {
+	if m.journal.PortsChanged(inst.UUID) {
 		return
 	}
 	if err := m.refreshSoon(ctx, inst); err != nil {

@@ -162,7 +162,7 @@ func (m *Manager) releaseStale(ctx context.Context, image, ref string) error {
 		return err
 	}
 	defer unlock()
-	if m.journal.building(uuid) {
+	if m.journal.Building(uuid) {
 		return nil
 	}
 	local, err := m.localInstances(ctx)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -81,7 +82,7 @@ func (m *Manager) InitHost(ctx context.Context) error {
 // settleInstances settles the instances of this host, but for those that somebody works on already, and those whose
 // operation was interrupted with it. It returns the UUIDs of all of them.
 func (m *Manager) settleInstances(
-	ctx context.Context, instances []*object.Instance, interrupted map[string]journalEntry, busy map[string]bool,
+	ctx context.Context, instances []*object.Instance, interrupted map[string]journal.Entry, busy map[string]bool,
 ) (map[string]bool, error) {
 	known := make(map[string]bool, len(instances))
 	slots := semaphore.NewWeighted(parallelSettles)
@@ -315,7 +316,7 @@ func (m *Manager) ifNotBuilding(ctx context.Context, uuid string, do func(ctx co
 		return err
 	}
 	defer unlock()
-	if m.journal.building(uuid) {
+	if m.journal.Building(uuid) {
 		return nil
 	}
 	return do(ctx, uuid)

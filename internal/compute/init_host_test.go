@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -199,7 +200,7 @@ func TestInitHost(t *testing.T) {
 	w.restarted()
 	w.nova.Fail("InstanceList.get_by_host", errBoom)
 	require.ErrorIs(t, w.InitHost(t.Context()), errBoom)
-	w.DB, w.journal.db = closedDB(t), closedDB(t)
+	w.DB, w.journal = closedDB(t), journal.New(closedDB(t))
 	require.Error(t, w.InitHost(t.Context()), "a journal that cannot be read")
 }
 

@@ -379,7 +379,7 @@ func (w *world) nothingLeft() {
 func (w *world) noJournal() {
 	w.t.Helper()
 	require.Empty(w.t, w.entries())
-	require.False(w.t, w.journal.has(uuid))
+	require.False(w.t, w.journal.Has(uuid))
 }
 
 func (w *world) images() []imagesync.Image {

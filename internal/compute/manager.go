@@ -10,6 +10,7 @@ import (
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/keylock"
@@ -122,9 +123,9 @@ type Manager struct {
 
 	running background // operations that outlive their message
 
-	journal    journal    // operations that were accepted and have not ended
-	arrivals   arrivals   // root disks that come here
-	departures departures // root disks that this host offers
+	journal    *journal.Journal // operations that were accepted and have not ended
+	arrivals   arrivals         // root disks that come here
+	departures departures       // root disks that this host offers
 
 	consoles *serialconsole.Server // nil: this host has none
 
@@ -144,7 +145,7 @@ func New(o Options, d Deps) *Manager {
 		Deps: d, opts: o,
 		builds:     slots(o.MaxConcurrentBuilds),
 		snapshots:  slots(o.MaxConcurrentSnapshots),
-		journal:    journal{db: d.DB},
+		journal:    journal.New(d.DB),
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
 		consoles:   newConsoles(o.SerialConsole, d),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -123,7 +124,7 @@ func (m *Manager) moveMethod(method string, step moveStep) rpc.Handler {
 		if err != nil {
 			return nil, err
 		}
-		done := m.startMove(ctx, mv, step, newEntry(ctx, method, args))
+		done := m.startMove(ctx, mv, step, journal.NewEntry(ctx, method, args))
 		if !step.answer {
 			return nil, nil
 		}
@@ -137,9 +138,9 @@ func (m *Manager) moveMethod(method string, step moveStep) rpc.Handler {
 }
 
 // startMove accepts a step; the channel gives its outcome. What cannot be journaled is not begun.
-func (m *Manager) startMove(ctx context.Context, mv *move, step moveStep, entry journalEntry) <-chan error {
+func (m *Manager) startMove(ctx context.Context, mv *move, step moveStep, entry journal.Entry) <-chan error {
 	done := make(chan error, 1) // nobody may wait for it
-	op := &underway{uuid: mv.inst.UUID, method: mv.method}
+	op := &journal.Operation{UUID: mv.inst.UUID, Method: mv.method}
 	m.accept(ctx, op, entry, func(ctx context.Context, err error) bool {
 		if err == nil {
 			err = m.runMove(ctx, mv, step)

@@ -4,13 +4,14 @@ import (
 	"context"
 	"time"
 
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 // resumeMove takes up a step that an earlier process accepted and did not end.
-func (m *Manager) resumeMove(ctx context.Context, step moveStep, entry journalEntry) error {
+func (m *Manager) resumeMove(ctx context.Context, step moveStep, entry journal.Entry) error {
 	mv, err := decodeMove(entry.Method, entry.Args)
 	if err != nil {
 		return err
@@ -34,7 +35,7 @@ func (m *Manager) settleArrivals(ctx context.Context) error {
 		return err
 	}
 	for uuid, rec := range records {
-		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.journal.has(uuid) {
+		if rec.Incoming == nil || m.arrivals.waits(uuid) || m.journal.Has(uuid) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", uuid)

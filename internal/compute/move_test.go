@@ -135,7 +135,7 @@ func (w *world) step(method string, args rpc.Args) {
 	w.t.Helper()
 	_, err := w.handler(method)(user(w.t), args)
 	require.NoError(w.t, err)
-	eventually(w.t, method+" to end", func() bool { return !w.journal.has(uuid) })
+	eventually(w.t, method+" to end", func() bool { return !w.journal.Has(uuid) })
 }
 
 func (w *world) status() string {
@@ -350,7 +350,7 @@ func TestFinishIsRepeated(t *testing.T) {
 	source.nova.Update(uuid, map[string]any{"task_state": "resize_finish"})
 	destination.restarted()
 	require.NoError(t, destination.InitHost(t.Context()))
-	eventually(t, "the step to end", func() bool { return !destination.journal.has(uuid) })
+	eventually(t, "the step to end", func() bool { return !destination.journal.Has(uuid) })
 	require.Equal(t, "resized/-/"+otherHost, source.nova.States(uuid))
 	got, _ := destination.driver.Instance(uuid)
 	require.Equal(t, driver.PowerStateRunning, got.State)

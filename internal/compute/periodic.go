@@ -102,7 +102,7 @@ func (m *Manager) healInfoCache(ctx context.Context) error {
 	if inst.Host != m.opts.Host || inst.TaskState != object.TaskStateNone || inst.VMState == object.VMStateBuilding {
 		return nil
 	}
-	if m.journal.building(uuid) {
+	if m.journal.Building(uuid) {
 		return nil
 	}
 	_, err = m.refreshNetworkInfo(reqctx.WithField(ctx, "instance", uuid), inst)
@@ -196,7 +196,7 @@ func (m *Manager) failStuckBuilds(ctx context.Context) error {
 		return fmt.Errorf("list building instances: %w", err)
 	}
 	for _, inst := range building {
-		if time.Since(inst.CreatedAt.Time) < m.opts.InstanceBuildTimeout || m.journal.building(inst.UUID) {
+		if time.Since(inst.CreatedAt.Time) < m.opts.InstanceBuildTimeout || m.journal.Building(inst.UUID) {
 			continue
 		}
 		log := reqctx.Log(ctx).WithField("instance", inst.UUID)

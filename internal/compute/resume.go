@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
-	"github.com/compute-agent/compute-agent/internal/state"
 )
 
 // maxResumes bounds how often an operation is taken up again: one that ends the agent each
@@ -25,33 +25,33 @@ var errUnknownMethod = errors.New("this agent keeps no such method in its journa
 // resumeJournal takes up what an earlier process accepted and did not end. Builds and steps of
 // moves begin at once, and it returns their instances; it returns the other entries, too, which
 // their instances are settled with. Call it once, before messages are consumed.
-func (m *Manager) resumeJournal(ctx context.Context) (resumed map[string]bool, others map[string]journalEntry, err error) {
-	if err := m.journal.adopt(); err != nil {
+func (m *Manager) resumeJournal(ctx context.Context) (resumed map[string]bool, others map[string]journal.Entry, err error) {
+	if err := m.journal.Adopt(); err != nil {
 		return nil, nil, err
 	}
-	entries, err := state.List[journalEntry](m.DB, journalBucket)
+	entries, err := m.journal.Entries()
 	if err != nil {
 		return nil, nil, err
 	}
-	resumed, others = map[string]bool{}, map[string]journalEntry{}
+	resumed, others = map[string]bool{}, map[string]journal.Entry{}
 	steps, detached := m.moveSteps(), m.detachedMethods()
 	for uuid, entry := range entries {
 		if _, ok := detached[entry.Method]; ok {
 			others[uuid] = entry
 			continue
 		}
-		ctx := entry.in(ctx, uuid)
+		ctx := entry.In(ctx, uuid)
 		log := reqctx.Log(ctx).WithField("method", entry.Method).WithField("accepted", entry.Accepted)
 		entry.Resumed++
 		err := errUnknownMethod
 		if step, ok := steps[entry.Method]; ok {
 			err = m.resumeMove(ctx, step, entry)
-		} else if entry.Method == buildMethod {
+		} else if entry.Method == journal.BuildMethod {
 			err = m.resumeBuild(ctx, entry)
 		}
 		if err != nil {
 			log.WithError(err).Error("operation in the journal is not readable; the instance is settled as any other")
-			if err := m.journal.drop(uuid); err != nil {
+			if err := m.journal.Drop(uuid); err != nil {
 				log.WithError(err).Error("operation not removed from the journal")
 			}
 			continue
@@ -63,7 +63,7 @@ func (m *Manager) resumeJournal(ctx context.Context) (resumed map[string]bool, o
 }
 
 // resumeBuild takes up a build that an earlier process accepted and did not end.
-func (m *Manager) resumeBuild(ctx context.Context, entry journalEntry) error {
+func (m *Manager) resumeBuild(ctx context.Context, entry journal.Entry) error {
 	r, err := decodeBuildRequest(entry.Args)
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) err
 	}
 	var lost []string
 	for uuid := range held {
-		if !known[uuid] && !m.journal.building(uuid) {
+		if !known[uuid] && !m.journal.Building(uuid) {
 			lost = append(lost, uuid)
 		}
 	}
@@ -158,7 +158,7 @@ func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) err
 		return err
 	}
 	for _, inst := range instances {
-		if inst.Host != "" || m.journal.building(inst.UUID) {
+		if inst.Host != "" || m.journal.Building(inst.UUID) {
 			continue
 		}
 		ctx := reqctx.WithField(ctx, "instance", inst.UUID)

@@ -9,13 +9,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
 // crashed is a world whose agent built the captured server, with the user's own port and
 // another, and ended before the journal was told.
-func crashed(t testing.TB, states map[string]any, change func(*journalEntry)) *world {
+func crashed(t testing.TB, states map[string]any, change func(*journal.Entry)) *world {
 	t.Helper()
 	w := newWorld(t)
 	w.neutron.addPort("own")
@@ -25,7 +26,7 @@ func crashed(t testing.TB, states map[string]any, change func(*journalEntry)) *w
 	require.NoError(t, err)
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	w.nova.Update(uuid, states)
-	w.interrupted(buildMethod, args, change)
+	w.interrupted(journal.BuildMethod, args, change)
 	w.restarted()
 	return w
 }
@@ -44,7 +45,7 @@ func TestResume(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		states  map[string]any
-		entry   func(*journalEntry)
+		entry   func(*journal.Entry)
 		want    string
 		rebuilt bool
 		removed bool // nothing is left here
@@ -78,19 +79,19 @@ func TestResume(t *testing.T) {
 		{
 			"handed back, not yet given up",
 			map[string]any{"vm_state": "building", "task_state": "spawning"},
-			func(e *journalEntry) { e.HandedBack = true },
+			func(e *journal.Entry) { e.HandedBack = true },
 			"active/-/" + testHost, true, false, nil,
 		},
 		{
 			"handed back",
 			map[string]any{"vm_state": "building", "task_state": "scheduling", "host": nil, "node": nil},
-			func(e *journalEntry) { e.HandedBack = true }, "error/-/-", false, true,
+			func(e *journal.Entry) { e.HandedBack = true }, "error/-/-", false, true,
 			[]string{"own=" + uuid + "@" + testHost, "port-2=" + uuid + "@" + testHost},
 		},
 		{
 			"interrupted too often",
 			map[string]any{"vm_state": "building", "task_state": "spawning"},
-			func(e *journalEntry) { e.Resumed = maxResumes },
+			func(e *journal.Entry) { e.Resumed = maxResumes },
 			"error/-/-", false, true, own,
 		},
 	} {
@@ -159,7 +160,7 @@ func TestResumeWithoutConductor(t *testing.T) {
 
 func TestResumeOfAnUnreadableEntry(t *testing.T) {
 	t.Parallel()
-	w := crashed(t, map[string]any{"vm_state": "building", "task_state": "spawning"}, func(e *journalEntry) {
+	w := crashed(t, map[string]any{"vm_state": "building", "task_state": "spawning"}, func(e *journal.Entry) {
 		e.Args = rpc.Args{"instance": json.RawMessage("7")}
 	})
 	w.start()
@@ -182,7 +183,7 @@ func TestDeleteOvertakesResume(t *testing.T) {
 		_, err := w.handler("terminate_instance")(user(t), rpc.Args{"instance": w.nova.Instance(uuid)})
 		done <- err
 	}()
-	eventually(t, "the build gives up", func() bool { return !w.journal.building(uuid) })
+	eventually(t, "the build gives up", func() bool { return !w.journal.Building(uuid) })
 	unlock()
 	require.NoError(t, <-done)
 	w.drain()
@@ -244,12 +245,12 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	args := w.buildArgs(nil)
-	w.journal.db = closedDB(t)
+	w.journal = journal.New(closedDB(t))
 	_, err := w.call(user(t), "build_and_run_instance", args)
 	require.NoError(t, err)
 	require.Equal(t, "error/-/-", w.nova.States(uuid), "not begun, and not handed back unnoticed")
 	require.NotEmpty(t, w.nova.Faults())
-	w.journal.db = w.DB
+	w.journal = journal.New(w.DB)
 }
 
 func closedDB(t testing.TB) *state.DB {

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -197,7 +198,7 @@ func TestInterruptedOperations(t *testing.T) {
 				for name, value := range c.args {
 					args[name] = novatest.Raw(value)
 				}
-				w.interrupted(c.method, args, func(e *journalEntry) { e.Resumed = resumed })
+				w.interrupted(c.method, args, func(e *journal.Entry) { e.Resumed = resumed })
 				w.restarted()
 				require.NoError(t, w.InitHost(t.Context()))
 				w.drain()

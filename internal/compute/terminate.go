@@ -18,7 +18,7 @@ import (
 func (m *Manager) terminateInstance(ctx context.Context, args rpc.Args) (any, error) {
 	var ownPorts []string
 	if doomed, err := instanceArgument(args); err == nil {
-		ownPorts = m.journal.cancel(doomed.UUID, errDeleted)
+		ownPorts = m.journal.Cancel(doomed.UUID, errDeleted)
 		m.endOffer(doomed.UUID)
 	}
 	op := operation{method: "terminate_instance", event: "terminate_instance", fault: true, revert: true, lock: true, ours: true}
