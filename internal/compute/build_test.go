@@ -92,7 +92,7 @@ func TestBuild(t *testing.T) {
 	info := w.instance("info_cache").NetworkInfo()
 	require.Len(t, info, 1)
 	require.Equal(t, "port-1", info[0].ID)
-	require.Empty(t, w.waiters.waiting)
+	require.Empty(t, w.waiters.Keys())
 	w.noJournal()
 	rec, ok, err := w.record(uuid)
 	require.NoError(t, err)
@@ -176,7 +176,7 @@ func TestPlugTimeout(t *testing.T) {
 				return
 			}
 			require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
-			require.Empty(t, w.waiters.waiting)
+			require.Empty(t, w.waiters.Keys())
 		})
 	}
 }
@@ -332,7 +332,7 @@ func TestDrainGivesUp(t *testing.T) {
 	release()
 	for _, port := range []string{"port-1"} {
 		eventually(t, "event", func() bool {
-			return w.waiters.deliver(uuid, eventVIFPlugged, port, "completed") || w.nova.VIFs(uuid) > 0
+			return w.waiters.Deliver(uuid, eventVIFPlugged, port, "completed") || w.nova.VIFs(uuid) > 0
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -14,13 +15,21 @@ import (
 // Names and states of external events (nova/objects/external_event.py).
 const (
 	eventNetworkChanged = "network-changed"
-	eventVIFPlugged     = "network-vif-plugged"
+	eventVIFPlugged     = plugging.EventVIFPlugged
 	eventVIFUnplugged   = "network-vif-unplugged"
 	eventVIFDeleted     = "network-vif-deleted"
 	eventVolumeExtended = "volume-extended"
 	eventPowerUpdate    = "power-update"
-	eventFailed         = "failed"
+	eventFailed         = plugging.EventFailed
 )
+
+// ports are the ports of an instance for a start on this host, to be plugged and waited for.
+func (m *Manager) ports(uuid string) *plugging.Ports {
+	return plugging.New(plugging.Config{
+		Waiters: &m.waiters, Neutron: m.Neutron, Plugger: m.Plugger,
+		Timeout: m.opts.VIFPluggingTimeout, IsFatal: m.opts.VIFPluggingIsFatal,
+	}, uuid)
+}
 
 // externalInstanceEvent takes what Neutron and others say of instances on this host;
 // one message may speak of several instances, deleted ones too
@@ -43,7 +52,7 @@ func (m *Manager) externalInstanceEvent(ctx context.Context, args rpc.Args) (any
 	// Who waits for a port must not wait for the refreshes besides.
 	for _, e := range events {
 		if !handled[e.Name] {
-			if !m.waiters.deliver(e.InstanceUUID, e.Name, e.Tag, e.Status) {
+			if !m.waiters.Deliver(e.InstanceUUID, e.Name, e.Tag, e.Status) {
 				reqctx.Log(eventContext(ctx, e)).Debug("external event that nobody waits for")
 			}
 		}

@@ -124,7 +124,7 @@ func TestUnreadableEvents(t *testing.T) {
 func TestPluggedIsNotDelayed(t *testing.T) {
 	t.Parallel()
 	w := built(t)
-	expected := w.waiters.expect(uuid, eventVIFPlugged, "port-1")
+	expected := w.waiters.Expect(uuid, eventVIFPlugged, "port-1")
 	unlock, err := w.caches.Lock(t.Context(), uuid)
 	require.NoError(t, err)
 	done := make(chan error, 1)
@@ -135,7 +135,7 @@ func TestPluggedIsNotDelayed(t *testing.T) {
 		})
 		done <- err
 	}()
-	status, err := expected.wait(t.Context())
+	status, err := expected.Wait(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "completed", status)
 	unlock()
@@ -255,9 +255,9 @@ func TestEventsThatAreRefused(t *testing.T) {
 func TestEventOfAnyName(t *testing.T) {
 	t.Parallel()
 	w := built(t)
-	expected := w.waiters.expect(uuid, "volume-reimaged", "vol-1")
+	expected := w.waiters.Expect(uuid, "volume-reimaged", "vol-1")
 	w.event("volume-reimaged", "vol-1", "completed")
-	status, err := expected.wait(t.Context())
+	status, err := expected.Wait(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "completed", status)
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -51,7 +52,7 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	defer ports.cancel()
+	defer ports.Cancel()
 	changes := flavors(wanted, old, wanted)
 	if wanted.ID != old.ID {
 		maps.Copy(changes, sizes(wanted))
@@ -106,8 +107,8 @@ func (m *Manager) finishSave(ctx context.Context, mv *move, info object.NetworkI
 
 // awaitPorts waits for Neutron as vif_plugging_timeout says. It does not fail the move: the guest is needed
 // more than its network, which Neutron may bring later.
-func awaitPorts(ctx context.Context, ports *portWait) error {
-	err := ports.wait(ctx)
+func awaitPorts(ctx context.Context, ports *plugging.Ports) error {
+	err := ports.Wait(ctx)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -119,34 +120,34 @@ func awaitPorts(ctx context.Context, ports *portWait) error {
 
 // bindHere binds the ports to this host and reads what came of it. The waits begin before: the
 // event may come at any time after (nova/network/neutron.py:migrate_instance_finish).
-func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *portWait, error) {
+func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *plugging.Ports, error) {
 	inst := mv.inst
-	ports := newPortWait(m, inst.UUID)
+	ports := m.ports(inst.UUID)
 	if err := m.Conductor.RefreshInfoCache(ctx, inst); err != nil && !exception.Is(err, "NotFound") {
 		return nil, ports, err
 	}
 	if !m.same(mv) {
 		for _, id := range portIDs(inst.NetworkInfo()) {
-			ports.expect(id)
+			ports.Expect(id)
 		}
 		err := m.Neutron.BindToHost(ctx, neutron.BindRequest{
 			InstanceUUID: inst.UUID, ProjectID: inst.ProjectID, AvailabilityZone: inst.AvailabilityZone, Host: m.opts.Host,
 		})
 		if err != nil {
-			ports.cancel()
+			ports.Cancel()
 			return nil, ports, networkError(inst, err)
 		}
 	}
 	info, err := m.refreshNetworkInfo(ctx, inst)
 	if err != nil {
-		ports.cancel()
+		ports.Cancel()
 		return nil, ports, networkError(inst, err)
 	}
 	return info, ports, nil
 }
 
 // arrive starts an instance whose disks came from another host.
-func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *portWait) error {
+func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *plugging.Ports) error {
 	inst := mv.inst
 	rec, err := m.received(ctx, inst.UUID)
 	if err != nil {
@@ -173,7 +174,7 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 		return m.unmountDisks(ctx, inst.UUID)
 	}
 	for _, v := range rec.VIFs {
-		if _, err := ports.plug(ctx, v); err != nil {
+		if _, err := ports.Plug(ctx, v); err != nil {
 			return err
 		}
 	}

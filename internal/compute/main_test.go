@@ -307,14 +307,9 @@ func builtWith(t testing.TB, flavor map[string]any, bdms []any, change ...func(*
 // plugEvents has Neutron report every port when the conductor hears of it.
 func (w *world) plugEvents(status string) {
 	w.nova.On("VirtualInterface.create", func() {
-		w.waiters.mu.Lock()
-		var waiting []eventKey
-		for key := range w.waiters.waiting {
-			waiting = append(waiting, key)
-		}
-		w.waiters.mu.Unlock()
+		waiting := w.waiters.Keys()
 		for _, key := range waiting {
-			w.event(key.name, key.tag, status)
+			w.event(key.Name, key.Tag, status)
 		}
 	})
 }
@@ -373,7 +368,7 @@ func (w *world) nothingLeft() {
 	require.Empty(w.t, w.Tracker.Instances())
 	require.Zero(w.t, w.nova.VIFs(uuid))
 	w.noJournal()
-	require.Empty(w.t, w.waiters.waiting)
+	require.Empty(w.t, w.waiters.Keys())
 }
 
 func (w *world) noJournal() {
@@ -401,14 +396,9 @@ func (w *world) plugEventsOnSave() {
 	w.nova.On("InstanceInfoCache.save", func() {
 		w.background(w.t.Context(), func(context.Context) {
 			for range 200 {
-				w.waiters.mu.Lock()
-				var waiting []eventKey
-				for key := range w.waiters.waiting {
-					waiting = append(waiting, key)
-				}
-				w.waiters.mu.Unlock()
+				waiting := w.waiters.Keys()
 				for _, key := range waiting {
-					w.waiters.deliver(uuid, key.name, key.tag, "completed")
+					w.waiters.Deliver(uuid, key.Name, key.Tag, "completed")
 				}
 				if len(waiting) > 0 {
 					return

@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
+	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/keylock"
@@ -119,7 +120,7 @@ type Manager struct {
 	locks     keylock.Locks // by instance UUID; taken before caches
 	builds    *semaphore.Weighted
 	snapshots *semaphore.Weighted
-	waiters   eventWaiters
+	waiters   plugging.Waiters
 
 	running background // operations that outlive their message
 

@@ -180,7 +180,7 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, li
 	if err != nil {
 		return err
 	}
-	defer ports.cancel()
+	defer ports.Cancel()
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
 		return errors.Join(err, exception.InstanceNotFound(inst.UUID))
@@ -190,7 +190,7 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, li
 		return err
 	}
 	for _, v := range rec.VIFs {
-		if _, err := ports.plug(ctx, v); err != nil {
+		if _, err := ports.Plug(ctx, v); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
@@ -28,7 +29,7 @@ type spawn struct {
 	r    *buildRequest
 	inst *object.Instance
 
-	ports *portWait
+	ports *plugging.Ports
 
 	mu    sync.Mutex // guards rec and links
 	rec   record
@@ -47,7 +48,7 @@ type spawn struct {
 
 func newSpawn(m *Manager, r *buildRequest) *spawn {
 	return &spawn{
-		m: m, r: r, inst: r.Instance, ports: newPortWait(m, r.Instance.UUID), links: map[string]vif.Link{},
+		m: m, r: r, inst: r.Instance, ports: m.ports(r.Instance.UUID), links: map[string]vif.Link{},
 		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC(), Bandwidth: m.bandwidth(r.Instance)},
 	}
 }
@@ -71,7 +72,7 @@ func (s *spawn) prepareNetwork(ctx context.Context) error {
 		s.order = append(s.order, alloc.Ports[i].ID)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.ports.wait(gctx) })
+	g.Go(func() error { return s.ports.Wait(gctx) })
 	g.Go(func() error { return s.storeNetworkInfo(gctx) })
 	return g.Wait()
 }
@@ -104,7 +105,7 @@ func (s *spawn) plugVIF(ctx context.Context, v vif.VIF, index int, active bool) 
 		return fmt.Errorf("%w: vnic_type %s", vif.ErrUnsupported, v.VNICType)
 	}
 	if !active {
-		s.ports.expect(v.PortID)
+		s.ports.Expect(v.PortID)
 	}
 	s.mu.Lock()
 	s.rec.shape(&v)
@@ -118,7 +119,7 @@ func (s *spawn) plugVIF(ctx context.Context, v vif.VIF, index int, active bool) 
 	if err != nil {
 		return err
 	}
-	link, err := s.ports.plug(ctx, v)
+	link, err := s.ports.Plug(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -306,7 +307,7 @@ func (s *spawn) start(ctx context.Context) error {
 
 // abandon leaves the host as it was before the build, also when ctx has ended.
 func (s *spawn) abandon(ctx context.Context) error {
-	s.ports.cancel()
+	s.ports.Cancel()
 	ctx = context.WithoutCancel(ctx)
 	err := s.m.removeFromHost(ctx, s.inst.UUID)
 	if err != nil {

@@ -51,7 +51,7 @@ func (m *Manager) deleteInstance(ctx context.Context, inst *object.Instance, own
 }
 
 func (m *Manager) deleteSteps(ctx context.Context, inst *object.Instance, ownPorts []string) error {
-	m.waiters.drop(inst.UUID)
+	m.waiters.Drop(inst.UUID)
 	if err := m.loadPorts(ctx, inst); err != nil {
 		return err
 	}

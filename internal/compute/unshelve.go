@@ -216,5 +216,5 @@ func (s *spawn) rebindNetwork(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return s.ports.wait(ctx)
+	return s.ports.Wait(ctx)
 }

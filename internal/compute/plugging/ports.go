@@ -1,4 +1,6 @@
-package compute
+// Package plugging plugs the ports of an instance and waits until Neutron has wired them: for network-vif-plugged events, which
+// Nova hands on, and for the ports' own state where an event gets lost.
+package plugging
 
 import (
 	"context"
@@ -8,40 +10,58 @@ import (
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/stopwatch"
 	"github.com/compute-agent/compute-agent/vif"
 )
 
-// portWait are the ports of an instance that Neutron's agent has to wire before the guest starts.
-type portWait struct {
-	m    *Manager
+// Names of nova/objects/external_event.py.
+const (
+	EventVIFPlugged = "network-vif-plugged"
+	EventFailed     = "failed" // a status
+)
+
+// Config is what the plugging of ports works with.
+type Config struct {
+	Waiters *Waiters
+	Neutron *neutron.Client
+	Plugger vif.Plugger
+
+	Timeout time.Duration // [DEFAULT] vif_plugging_timeout; 0: never wait
+	IsFatal bool          // [DEFAULT] vif_plugging_is_fatal
+}
+
+// Ports are the ports of an instance that Neutron's agent has to wire before the guest starts.
+type Ports struct {
+	c    Config
 	uuid string // of the instance
 
 	mu      sync.Mutex // guards events and plugged
-	events  []*expectation
+	events  []*Expectation
 	plugged map[string]vif.VIF // by port id
 }
 
-func newPortWait(m *Manager, uuid string) *portWait {
-	return &portWait{m: m, uuid: uuid, plugged: map[string]vif.VIF{}}
+// New returns the ports of an instance: none yet.
+func New(c Config, instanceUUID string) *Ports {
+	return &Ports{c: c, uuid: instanceUUID, plugged: map[string]vif.VIF{}}
 }
 
-// expect has wait wait for a port. It comes before the port is bound or its device exists, for the
+// Expect has Wait wait for a port. It comes before the port is bound or its device exists, for the
 // event may come at any time after.
-func (p *portWait) expect(portID string) {
-	if p.m.opts.VIFPluggingTimeout == 0 {
+func (p *Ports) Expect(portID string) {
+	if p.c.Timeout == 0 {
 		return
 	}
-	e := p.m.waiters.expect(p.uuid, eventVIFPlugged, portID)
+	e := p.c.Waiters.Expect(p.uuid, EventVIFPlugged, portID)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.events = append(p.events, e)
 }
 
-// plug wires a port, and remembers how.
-func (p *portWait) plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
-	link, err := p.m.Plugger.Plug(ctx, v)
+// Plug wires a port, and remembers how.
+func (p *Ports) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
+	link, err := p.c.Plugger.Plug(ctx, v)
 	if err != nil {
 		return link, fmt.Errorf("plug port %s: %w", v.PortID, err)
 	}
@@ -51,28 +71,28 @@ func (p *portWait) plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
 	return link, nil
 }
 
-// cancel stops expecting.
-func (p *portWait) cancel() {
+// Cancel stops expecting.
+func (p *Ports) Cancel() {
 	for _, e := range p.expected() {
-		e.cancel()
+		e.Cancel()
 	}
 }
 
-func (p *portWait) expected() []*expectation {
+func (p *Ports) expected() []*Expectation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.events)
 }
 
-// wait waits until Neutron has wired every port, as vif_plugging_timeout and
+// Wait waits until Neutron has wired every port, as vif_plugging_timeout and
 // vif_plugging_is_fatal say (nova/virt/libvirt/driver.py:_create_guest_with_network).
-func (p *portWait) wait(ctx context.Context) error {
+func (p *Ports) Wait(ctx context.Context) error {
 	expected := p.expected()
 	if len(expected) == 0 {
 		return nil
 	}
 	defer stopwatch.Wait(ctx, stopwatch.Plug)()
-	deadline, cancel := context.WithTimeout(ctx, p.m.opts.VIFPluggingTimeout)
+	deadline, cancel := context.WithTimeout(ctx, p.c.Timeout)
 	defer cancel()
 	watched, stop := context.WithCancel(deadline)
 	var watcher sync.WaitGroup
@@ -80,21 +100,21 @@ func (p *portWait) wait(ctx context.Context) error {
 	defer watcher.Wait()
 	defer stop()
 	for _, e := range expected {
-		status, err := e.wait(deadline)
+		status, err := e.Wait(deadline)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil && status != eventFailed {
+		if err == nil && status != EventFailed {
 			continue
 		}
-		what := "port " + e.key.tag + " was not reported up within vif_plugging_timeout (" + p.m.opts.VIFPluggingTimeout.String() + ")"
+		what := "port " + e.key.Tag + " was not reported up within vif_plugging_timeout (" + p.c.Timeout.String() + ")"
 		if err == nil {
-			what = "neutron failed to wire port " + e.key.tag
+			what = "neutron failed to wire port " + e.key.Tag
 		}
-		if p.m.opts.VIFPluggingIsFatal {
+		if p.c.IsFatal {
 			return exception.VirtualInterfaceCreate().WithMessage("Virtual Interface creation failed: " + what)
 		}
-		reqctx.Log(ctx).WithField("port_id", e.key.tag).Warning(what + "; going on because vif_plugging_is_fatal is false")
+		reqctx.Log(ctx).WithField("port_id", e.key.Tag).Warning(what + "; going on because vif_plugging_is_fatal is false")
 	}
 	return nil
 }
@@ -112,8 +132,8 @@ var replugAt = []int{3, 9, 20}
 // and the DHCP agent report it at the same moment, either transaction still sees the other's block, and the
 // port stays down until one of them reports it again (neutron/db/provisioning_blocks.py:provisioning_complete).
 // The L2 agent does so for a device that is new to it. It returns when ctx ends.
-func (p *portWait) watch(ctx context.Context, expected []*expectation) {
-	tick := time.NewTicker(max(p.m.opts.VIFPluggingTimeout/portLooks, time.Millisecond))
+func (p *Ports) watch(ctx context.Context, expected []*Expectation) {
+	tick := time.NewTicker(max(p.c.Timeout/portLooks, time.Millisecond))
 	defer tick.Stop()
 	for look := 1; ; look++ {
 		select {
@@ -125,20 +145,20 @@ func (p *portWait) watch(ctx context.Context, expected []*expectation) {
 			if !e.pending() {
 				continue
 			}
-			log := reqctx.Log(ctx).WithField("port_id", e.key.tag)
-			port, err := p.m.Neutron.Port(ctx, e.key.tag)
+			log := reqctx.Log(ctx).WithField("port_id", e.key.Tag)
+			port, err := p.c.Neutron.Port(ctx, e.key.Tag)
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
 				log.WithError(err).Warning("port not looked at while waiting for it to be plugged")
 			case port.Status == "ACTIVE":
-				if p.m.waiters.deliver(p.uuid, eventVIFPlugged, e.key.tag, "completed") {
+				if p.c.Waiters.Deliver(p.uuid, EventVIFPlugged, e.key.Tag, "completed") {
 					log.Warning("port is up although no network-vif-plugged event arrived")
 				}
 			case slices.Contains(replugAt, look):
 				log.WithField("status", port.Status).Warning("port is not up yet; plugging it again, so that Neutron's agent reports it once more")
-				if err := p.replug(ctx, e.key.tag); err != nil {
+				if err := p.replug(ctx, e.key.Tag); err != nil {
 					log.WithError(err).Error("port not plugged again")
 				}
 			}
@@ -150,7 +170,7 @@ func (p *portWait) watch(ctx context.Context, expected []*expectation) {
 const replugTime = 30 * time.Second
 
 // replug makes a port's devices anew, under the same names. No guest has them yet.
-func (p *portWait) replug(ctx context.Context, portID string) error {
+func (p *Ports) replug(ctx context.Context, portID string) error {
 	p.mu.Lock()
 	v, ok := p.plugged[portID]
 	p.mu.Unlock()
@@ -159,9 +179,9 @@ func (p *portWait) replug(ctx context.Context, portID string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replugTime)
 	defer cancel()
-	if err := p.m.Plugger.Unplug(ctx, v); err != nil {
+	if err := p.c.Plugger.Unplug(ctx, v); err != nil {
 		return err
 	}
-	_, err := p.m.Plugger.Plug(ctx, v)
+	_, err := p.c.Plugger.Plug(ctx, v)
 	return err
 }
