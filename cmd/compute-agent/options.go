@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/nova/release"
 	"github.com/compute-agent/compute-agent/internal/openstack"
@@ -148,7 +149,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		SnapshotCompression: snapshotCompression(c), UploadRetries: c.Glance.NumRetries,
 		DefaultEphemeralFormat: d.DefaultEphemeralFormat,
 		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
-		ConfigDrive: compute.ConfigDrive{
+		ConfigDrive: metadata.ConfigDrive{
 			Force: d.ForceConfigDrive, DHCPDomain: c.API.DHCPDomain, SkipVersions: c.API.ConfigDriveSkipVersions,
 			VendordataProviders: c.API.VendordataProviders, VendordataFile: c.API.VendordataJSONFilePath,
 		},

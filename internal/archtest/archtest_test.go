@@ -49,6 +49,7 @@ var allowed = []struct {
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
 	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},
+	{"internal/compute/metadata", []string{"internal/configdrive", "internal/nova/...", leaves}},
 	{"internal/compute/plugging", []string{"internal/nova/exception", "internal/openstack/neutron", "vif", leaves}},
 	{"internal/compute", []string{"..."}},
 }

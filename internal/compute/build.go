@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -216,10 +217,6 @@ func (m *Manager) checkBuild(r *buildRequest) error {
 	return nil
 }
 
-// defaultRootDevice is what nova names a root disk when neither image nor driver
-// has a wish (nova/block_device.py:DEFAULT_ROOT_DEV_NAME's prefix).
-const defaultRootDevice = "/dev/sda"
-
 // advanceBuild moves the task state along as nova-compute does, while network and
 // root disk are being prepared.
 func (m *Manager) advanceBuild(ctx context.Context, r *buildRequest) error {
@@ -233,7 +230,7 @@ func (m *Manager) advanceBuild(ctx context.Context, r *buildRequest) error {
 	}
 	device := inst.RootDeviceName
 	if device == "" {
-		device = defaultRootDevice
+		device = object.DefaultRootDevice
 	}
 	if err := m.nameDisks(ctx, r.BDMs, device); err != nil {
 		return err
@@ -263,7 +260,7 @@ func (m *Manager) finishBuild(ctx context.Context, r *buildRequest, s *spawn) er
 		"power_state": int(info.PowerState), "vm_state": object.VMStateActive, "task_state": nil, "launched_at": object.Now(),
 	}
 	m.accessIPs(s.info, changes)
-	if inst.ConfigDrive == "" && m.wantsConfigDrive(inst, r.Image.Property(imageConfigDrive)) {
+	if inst.ConfigDrive == "" && m.opts.ConfigDrive.Wanted(inst, r.Image.Property(metadata.ImageConfigDrive)) {
 		changes["config_drive"] = "True" // the row says what the guest has (nova/virt/configdrive.py:update_instance)
 	}
 	if err := m.Conductor.SaveInstance(ctx, inst, changes, conductor.ExpectTask(object.TaskStateSpawning)); err != nil {

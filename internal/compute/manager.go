@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
@@ -79,7 +80,7 @@ type Options struct {
 	UsageAudit             UsageAudit
 	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
-	ConfigDrive ConfigDrive
+	ConfigDrive metadata.ConfigDrive
 
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit

@@ -8,6 +8,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
@@ -195,7 +196,7 @@ func (m *Manager) describeHere(ctx context.Context, inst *object.Instance, rec r
 	if err != nil {
 		return err
 	}
-	binds = append(m.driveBinds(inst, inst.System("image_"+imageConfigDrive)), binds...)
+	binds = append(m.driveBinds(inst, inst.System("image_"+metadata.ImageConfigDrive)), binds...)
 	return m.Driver.Create(ctx, m.specOf(inst, rec, limits, binds), rootfs)
 }
 

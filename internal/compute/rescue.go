@@ -10,6 +10,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/template"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
@@ -225,7 +226,7 @@ func (r *rescue) run(ctx context.Context) error {
 	if err := r.furnish(ctx, rootfs); err != nil {
 		return err
 	}
-	r.spec.Binds = append(m.driveBinds(r.inst, r.inst.System("image_"+imageConfigDrive)), driver.Bind{Source: own, Target: rescueMountPoint})
+	r.spec.Binds = append(m.driveBinds(r.inst, r.inst.System("image_"+metadata.ImageConfigDrive)), driver.Bind{Source: own, Target: rescueMountPoint})
 	if err := m.Driver.Create(ctx, r.spec, rootfs); err != nil {
 		return err
 	}

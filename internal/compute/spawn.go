@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -228,7 +229,7 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 		return err
 	}
 	s.rootfs = rootfs
-	binds = append(s.m.driveBinds(s.inst, s.r.Image.Property(imageConfigDrive)), binds...)
+	binds = append(s.m.driveBinds(s.inst, s.r.Image.Property(metadata.ImageConfigDrive)), binds...)
 	return s.m.Driver.Create(ctx, s.m.specOf(s.inst, rec, limits, binds), rootfs)
 }
 
@@ -251,11 +252,11 @@ func (s *spawn) tellDevices(ctx context.Context) error {
 			tags[s.alloc.Ports[i].ID] = s.alloc.Ports[i].Tag
 		}
 	}
-	devices, err := s.m.builtDevices(s.info, tags, s.r.BDMs)
+	devices, err := metadata.DescribeDevices(s.m.Release, s.info, tags, s.r.BDMs)
 	if err != nil || devices == nil {
 		return err
 	}
-	if s.devices, err = devicesOf(devices); err != nil {
+	if s.devices, err = metadata.UnpackDevices(devices); err != nil {
 		return err
 	}
 	return s.m.Conductor.SaveInstance(ctx, s.inst, map[string]any{"device_metadata": devices})
@@ -264,10 +265,10 @@ func (s *spawn) tellDevices(ctx context.Context) error {
 // writeConfigDrive makes the server's config drive, if it has one, of what the request and the
 // instance say of it. The root disk is there, and with it the guest's ids.
 func (s *spawn) writeConfigDrive(ctx context.Context) error {
-	if !s.m.wantsConfigDrive(s.inst, s.r.Image.Property(imageConfigDrive)) {
+	if !s.m.opts.ConfigDrive.Wanted(s.inst, s.r.Image.Property(metadata.ImageConfigDrive)) {
 		return nil
 	}
-	content := driveContent{
+	content := metadata.Content{
 		Files: s.r.InjectedFiles, SecurityGroups: s.r.SecurityGroups, BDMs: s.r.BDMs, Info: s.info, Devices: s.devices,
 	}
 	if s.alloc == nil { // a server that had its ports before

@@ -1,5 +1,9 @@
 package object
 
+// DefaultRootDevice is what nova names a root disk when neither image nor driver
+// has a wish (nova/block_device.py:DEFAULT_ROOT_DEV_NAME's prefix).
+const DefaultRootDevice = "/dev/sda"
+
 // BlockDeviceMapping is one disk of an instance (nova/objects/block_device.py).
 type BlockDeviceMapping struct {
 	Header
