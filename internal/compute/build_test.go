@@ -57,8 +57,9 @@ func (w *world) lanes() map[string][]string {
 	}
 	return map[string][]string{
 		"instance": w.nova.LogOf("Instance.", "InstanceFault", "BlockDeviceMapping", "cast"),
-		"ports":    slices.Concat(onHost("POST", "PUT", "DELETE"), w.nova.LogOf("VirtualInterface", "InstanceInfoCache")),
-		"events":   w.nova.LogOf("InstanceAction"), "notifications": w.sender.all(), "placement": placement,
+		// Three lanes in one list: the rows of ports and the info cache are stored at the same time.
+		"ports":  slices.Concat(onHost("POST", "PUT", "DELETE"), w.nova.LogOf("VirtualInterface"), w.nova.LogOf("InstanceInfoCache")),
+		"events": w.nova.LogOf("InstanceAction"), "notifications": w.sender.all(), "placement": placement,
 		"guest": w.driver.Calls(), "links": onHost("plug", "unplug"), "disk": onHost("root", "glance"),
 	}
 }
