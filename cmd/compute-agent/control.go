@@ -8,7 +8,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/imagesync"
-	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/control"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/openstack"
@@ -46,11 +46,12 @@ func imageFetcher(c *config.Config, hostArch string) func(context.Context, strin
 	options := serviceOptions("glance", &c.Glance.Auth, "v2", pool.Session(authOptions(section, auth)), nil)
 	client := glance.New(glance.Options{Service: pool.Service(options), APIServers: c.Glance.APIServers, NumRetries: c.Glance.NumRetries})
 	return func(ctx context.Context, id string) (imagesync.Request, error) {
-		image, err := client.Show(adminContext(ctx), id)
+		found, err := client.Show(adminContext(ctx), id)
 		if err != nil {
 			return imagesync.Request{}, &fetchError{section: section, err: err}
 		}
-		return compute.ImageRequest(client, &image, hostArch), nil
+		image := glanceimage.Image(&found)
+		return glanceimage.Request(client, &image, hostArch), nil
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
+	"github.com/compute-agent/compute-agent/internal/compute/usage"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/nova/release"
 	"github.com/compute-agent/compute-agent/internal/openstack"
@@ -143,7 +144,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 			Enabled: c.SerialConsole.Enabled, BaseURL: c.SerialConsole.BaseURL, Address: c.SerialConsole.ProxyclientAddress,
 			First: c.SerialConsole.PortRange.First, Last: c.SerialConsole.PortRange.Last, TokenTTL: c.ConsoleAuth.TokenTTL,
 		},
-		UsageAudit:             compute.UsageAudit{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
+		UsageAudit:             usage.Settings{Enabled: d.InstanceUsageAudit, Period: d.InstanceUsageAuditPeriod},
 		InstanceDeleteInterval: d.InstanceDeleteInterval,
 		ShelvedPollInterval:    d.ShelvedPollInterval, ShelvedOffloadTime: d.ShelvedOffloadTime, RescueTimeout: d.RescueTimeout, RescueImageID: c.Libvirt.RescueImageID,
 		SnapshotCompression: snapshotCompression(c), UploadRetries: c.Glance.NumRetries,

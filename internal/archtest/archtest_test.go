@@ -48,9 +48,12 @@ var allowed = []struct {
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
+	{"internal/compute/diagnostics", []string{"driver", "vif", "internal/nova/...", leaves}},
+	{"internal/compute/glanceimage", []string{"flavor", "imagesync", "internal/nova/...", "internal/openstack/glance", leaves}},
 	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},
 	{"internal/compute/metadata", []string{"internal/configdrive", "internal/nova/...", leaves}},
 	{"internal/compute/plugging", []string{"internal/nova/exception", "internal/openstack/neutron", "vif", leaves}},
+	{"internal/compute/usage", []string{"internal/nova/...", leaves}},
 	{"internal/compute", []string{"..."}},
 }
 

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/compute-agent/compute-agent/imagesync"
-	"github.com/compute-agent/compute-agent/internal/openstack/glance"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
 )
@@ -62,33 +62,20 @@ func (m *Manager) cacheImages(ctx context.Context, args rpc.Args) (any, error) {
 // shares its download.
 func (m *Manager) cacheImage(ctx context.Context, id string) (string, error) {
 	started := time.Now()
-	image, err := m.Glance.Show(ctx, id)
+	found, err := m.Glance.Show(ctx, id)
 	if err != nil {
 		return imageFailed, imageError(id, err)
 	}
+	image := glanceimage.Image(&found)
 	if _, have, err := m.Images.Get(ctx, image.ID); err != nil || have {
 		return imageExisting, err
 	}
-	synced, err := m.Images.Sync(ctx, ImageRequest(m.Glance, &image, m.opts.HostArch))
+	synced, err := m.Images.Sync(ctx, glanceimage.Request(m.Glance, &image, m.opts.HostArch))
 	if err != nil {
 		return imageFailed, imageError(id, err)
 	}
 	reqctx.Log(ctx).WithField("bytes", synced.Size).WithField("elapsed", time.Since(started).Round(time.Millisecond)).Info("image cached")
 	return imageCached, nil
-}
-
-// ImageRequest asks the store for an image as Glance describes it.
-func ImageRequest(client *glance.Client, image *glance.Image, hostArch string) imagesync.Request {
-	r := imagesync.Request{
-		ID: image.ID, Size: -1, HashAlgo: image.OSHashAlgo, HashValue: image.OSHashValue, Checksum: image.Checksum,
-		DiskFormat: image.DiskFormat, ContainerFormat: image.ContainerFormat, HostArch: hostArch,
-		Source: glanceSource{client, image.ID},
-	}
-	r.Arch, _ = image.Properties["hw_architecture"].(string)
-	if image.Size != nil {
-		r.Size = *image.Size
-	}
-	return r
 }
 
 // manageImageCache removes images that no instance uses, when they are old enough or the

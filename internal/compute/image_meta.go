@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/glance"
 )
 
-// imageOf asks Glance for an image that a message names by its id only, in the form in which a
-// build brings it (nova/objects/image_meta.py:from_image_ref).
+// imageOf asks Glance for an image that a message names by its id only.
 func (m *Manager) imageOf(ctx context.Context, ref string) (object.Image, error) {
 	if ref == "" {
 		return object.Image{}, exception.ImageUnacceptable(ref, "the server has no image")
@@ -23,12 +24,7 @@ func (m *Manager) imageOf(ctx context.Context, ref string) (object.Image, error)
 	if found.Status != "active" {
 		return object.Image{}, exception.ImageNotActive(ref)
 	}
-	return object.Image{
-		ID: found.ID, Name: found.Name, Status: found.Status, Size: found.Size, Checksum: found.Checksum,
-		OSHashAlgo: found.OSHashAlgo, OSHashValue: found.OSHashValue, DiskFormat: found.DiskFormat,
-		ContainerFormat: found.ContainerFormat, MinRAM: found.MinRAM, MinDisk: found.MinDisk, Owner: found.Owner,
-		Properties: found.Properties,
-	}, nil
+	return glanceimage.Image(&found), nil
 }
 
 // glanceError gives a failure of the image service its Nova class
@@ -43,4 +39,20 @@ func glanceError(id string, err error) error {
 		return exception.WithCause("ImageBadRequest", fmt.Sprintf("Request of image %s got BadRequest response: %s", id, err), map[string]any{"image_id": id, "response": err.Error()}, err)
 	}
 	return imageError(id, err)
+}
+
+// metadataImage describes the metadata half of a split image, seen with the user's eyes.
+func (m *Manager) metadataImage(ctx context.Context, id string) (*imagesync.Part, error) {
+	if imagesync.CheckID(id) != nil {
+		return nil, exception.ImageUnacceptable(id, "the property "+glanceimage.MetadataProperty+" is not the id of an image")
+	}
+	found, err := m.Glance.Show(ctx, id)
+	if err != nil {
+		return nil, imageError(id, err)
+	}
+	if found.Status != "active" {
+		return nil, exception.ImageUnacceptable(id, "as "+glanceimage.MetadataProperty+" of another image it must be active, and is "+found.Status)
+	}
+	image := glanceimage.Image(&found)
+	return glanceimage.Part(m.Glance, &image), nil
 }

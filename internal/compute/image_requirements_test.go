@@ -10,55 +10,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/compute-agent/compute-agent/flavor"
-	"github.com/compute-agent/compute-agent/imagesync"
-	"github.com/compute-agent/compute-agent/internal/hostinfo"
-	"github.com/compute-agent/compute-agent/internal/nova/exception"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
-	"github.com/compute-agent/compute-agent/internal/nova/object"
 )
-
-func TestRequirements(t *testing.T) {
-	t.Parallel()
-	type props map[string]string
-	nested, privileged := flavor.Limits{Nested: true}, flavor.Limits{Privileged: true}
-	for _, c := range []struct {
-		name             string
-		glance, metadata props
-		limits           flavor.Limits
-		cgroups          hostinfo.Layout
-		class, want      string
-	}{
-		{"none", nil, nil, flavor.Limits{}, hostinfo.CgroupV2, "", ""},
-		{"nesting", props{requiresNesting: "true"}, nil, flavor.Limits{}, "", "ImageUnacceptable", "requires nesting (requirements.nesting), which flavor small does not allow (lxd:nested_allowed)"},
-		{"of its metadata", nil, props{requiresNesting: "1"}, flavor.Limits{}, "", "ImageUnacceptable", "requires nesting"},
-		{"allowed", props{requiresNesting: "True"}, nil, nested, "", "", ""},
-		{"not required", props{requiresNesting: "no"}, nil, flavor.Limits{}, "", "", ""},
-		{"the owner knows better", props{requiresNesting: "false"}, props{requiresNesting: "true"}, flavor.Limits{}, "", "", ""},
-		{"and worse", props{requiresNesting: "true"}, props{requiresNesting: "false"}, flavor.Limits{}, "", "ImageUnacceptable", "requires nesting"},
-		{"no boolean", props{requiresNesting: "perhaps"}, nil, nested, "", "ImageUnacceptable", `requirements.nesting is "perhaps"`},
-		{"privileged", props{requiresPrivileged: "false"}, nil, privileged, "", "ImageUnacceptable", "cannot be a privileged container"},
-		{"unprivileged", props{requiresPrivileged: "false"}, nil, flavor.Limits{}, "", "", ""},
-		{"indifferent", props{requiresPrivileged: "true"}, nil, flavor.Limits{}, "", "", ""},
-		{"no boolean either", nil, props{requiresPrivileged: "x"}, flavor.Limits{}, "", "ImageUnacceptable", `requirements.privileged is "x"`},
-		{"cgroup v1", props{requiresCgroup: "v1"}, nil, flavor.Limits{}, hostinfo.CgroupV2, "ComputeResourcesUnavailable", "requires cgroup v1"},
-		{"cgroup v1 on a hybrid host", props{requiresCgroup: "v1"}, nil, flavor.Limits{}, hostinfo.CgroupHybrid, "", ""},
-		{"of virtual machines", props{"requirements.secureboot": "false", "requirements.cdrom_agent": "true"}, nil, flavor.Limits{}, "", "", ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			m := &Manager{opts: Options{Cgroups: c.cgroups}}
-			property := func(key string) string { return c.glance[key] }
-			err := m.checkRequirements(imageID, property, imagesync.Metadata{Properties: c.metadata}, &object.Flavor{Name: "small"}, c.limits)
-			if c.class == "" {
-				require.NoError(t, err)
-				return
-			}
-			require.True(t, exception.Is(err, c.class), "%v", err)
-			require.ErrorContains(t, err, c.want)
-		})
-	}
-}
 
 // imageWith is a unified image whose metadata.yaml has a property.
 func imageWith(t testing.TB, property, value string) []byte {
@@ -83,7 +37,7 @@ func buildNesting(t testing.TB, byMetadata, allowed bool) *world {
 	t.Helper()
 	w := newWorld(t, ownIDs(t))
 	if byMetadata {
-		w.glance.data = imageWith(t, requiresNesting, "true")
+		w.glance.data = imageWith(t, glanceimage.RequiresNesting, "true")
 	}
 	args := w.buildArgs(nil)
 	if !byMetadata {
@@ -91,7 +45,7 @@ func buildNesting(t testing.TB, byMetadata, allowed bool) *world {
 		require.NoError(t, json.Unmarshal(args["image"], &image))
 		properties, _ := image["properties"].(map[string]any)
 		properties = maps.Clone(properties)
-		properties[requiresNesting] = "true"
+		properties[glanceimage.RequiresNesting] = "true"
 		image["properties"] = properties
 		args["image"] = novatest.Raw(image)
 	}

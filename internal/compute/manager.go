@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
+	"github.com/compute-agent/compute-agent/internal/compute/usage"
 	"github.com/compute-agent/compute-agent/internal/configdrive"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/keylock"
@@ -77,7 +78,7 @@ type Options struct {
 	ImageCacheMaxBytes  int64         // [lxc] image_cache_max_gb; 0: no cap
 
 	SerialConsole          SerialConsole
-	UsageAudit             UsageAudit
+	UsageAudit             usage.Settings
 	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
 	ConfigDrive metadata.ConfigDrive

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"maps"
 
+	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -95,6 +98,19 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 		return err
 	}
 	return m.checkDisks(ctx, mv)
+}
+
+// checkMovedImage refuses a resize to a flavor that the server's image cannot work with. The message has only
+// the properties that nova knows; the instance has them all.
+func (m *Manager) checkMovedImage(mv *move, metadata imagesync.Metadata, limits flavor.Limits) error {
+	r := glanceimage.Requirements{
+		ImageID: mv.image.ID, Property: func(key string) string { return mv.inst.System("image_" + key) }, Metadata: metadata,
+	}
+	err := r.Check(mv.flavor, limits, m.opts.Cgroups)
+	if exception.Is(err, "ImageUnacceptable") {
+		return &rolledBack{exception.ResizeError(err.Error())}
+	}
+	return err
 }
 
 // claimMove stores that the instance is about to come here (nova/compute/resource_tracker.py:resize_claim).

@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
@@ -190,7 +191,8 @@ func (s *spawn) fetchImage(ctx context.Context) (err error) {
 }
 
 func (s *spawn) checkRequirements(metadata imagesync.Metadata) error {
-	return s.m.checkRequirements(s.r.Image.ID, s.r.Image.Property, metadata, s.inst.Flavor, s.limits)
+	r := glanceimage.Requirements{ImageID: s.r.Image.ID, Property: s.r.Image.Property, Metadata: metadata}
+	return r.Check(s.inst.Flavor, s.limits, s.m.opts.Cgroups)
 }
 
 // makeRoot makes the root disk of the image that was fetched, and the container's configuration.
@@ -357,15 +359,8 @@ func (m *Manager) checkImage(inst *object.Instance, image *object.Image) error {
 
 // syncImage brings the image into the local store.
 func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync.Image, error) {
-	req := imagesync.Request{
-		ID: image.ID, Size: -1, HashAlgo: image.OSHashAlgo, HashValue: image.OSHashValue, Checksum: image.Checksum,
-		DiskFormat: image.DiskFormat, ContainerFormat: image.ContainerFormat, Arch: image.Property("hw_architecture"),
-		HostArch: m.opts.HostArch, Source: glanceSource{m.Glance, image.ID},
-	}
-	if image.Size != nil {
-		req.Size = *image.Size
-	}
-	if other := image.Property(metadataImageProperty); other != "" {
+	req := glanceimage.Request(m.Glance, image, m.opts.HostArch)
+	if other := image.Property(glanceimage.MetadataProperty); other != "" {
 		part, err := m.metadataImage(ctx, other)
 		if err != nil {
 			return imagesync.Image{}, err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 )
@@ -122,7 +123,7 @@ func TestSplitImage(t *testing.T) {
 			args := w.buildArgs(map[string]any{"filter_properties": map[string]any{}})
 			var img map[string]any
 			require.NoError(t, args.Decode("image", &img))
-			img["properties"] = map[string]any{metadataImageProperty: tc.property}
+			img["properties"] = map[string]any{glanceimage.MetadataProperty: tc.property}
 			args["image"] = novatest.Raw(img)
 			_, err := w.call(user(t), "build_and_run_instance", args)
 			require.NoError(t, err)

@@ -6,56 +6,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/internal/compute/usage"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 )
 
-// TestAuditPeriod: what nova/utils.py:last_completed_audit_period gives, by running it.
-func TestAuditPeriod(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct{ unit, now, begin, end string }{
-		{"hour", "2026-03-10 00:00:00", "2026-03-09 22:00:00", "2026-03-09 23:00:00"},
-		{"hour", "2026-01-01 00:10:00", "2025-12-31 23:00:00", "2026-01-01 00:00:00"},
-		{"hour", "2026-11-21 16:09:59", "2026-11-21 15:00:00", "2026-11-21 16:00:00"},
-		{"hour", "2026-12-31 23:59:59", "2026-12-31 22:00:00", "2026-12-31 23:00:00"},
-		{"hour@10", "2026-03-10 00:00:00", "2026-03-09 22:10:00", "2026-03-09 23:10:00"},
-		{"hour@10", "2026-01-01 00:10:00", "2025-12-31 22:10:00", "2025-12-31 23:10:00"},
-		{"hour@10", "2026-11-21 16:09:59", "2026-11-21 14:10:00", "2026-11-21 15:10:00"},
-		{"hour@10", "2026-12-31 23:59:59", "2026-12-31 22:10:00", "2026-12-31 23:10:00"},
-		{"day", "2026-03-10 00:00:00", "2026-03-08 00:00:00", "2026-03-09 00:00:00"},
-		{"day", "2026-01-01 00:10:00", "2025-12-31 00:00:00", "2026-01-01 00:00:00"},
-		{"day", "2026-11-21 16:09:59", "2026-11-20 00:00:00", "2026-11-21 00:00:00"},
-		{"day", "2026-12-31 23:59:59", "2026-12-30 00:00:00", "2026-12-31 00:00:00"},
-		{"day@18", "2026-03-10 00:00:00", "2026-03-08 18:00:00", "2026-03-09 18:00:00"},
-		{"day@18", "2026-01-01 00:10:00", "2025-12-30 18:00:00", "2025-12-31 18:00:00"},
-		{"day@18", "2026-11-21 16:09:59", "2026-11-19 18:00:00", "2026-11-20 18:00:00"},
-		{"day@18", "2026-12-31 23:59:59", "2026-12-30 18:00:00", "2026-12-31 18:00:00"},
-		{"month", "2026-03-10 00:00:00", "2026-02-01 00:00:00", "2026-03-01 00:00:00"},
-		{"month", "2026-01-01 00:10:00", "2025-12-01 00:00:00", "2026-01-01 00:00:00"},
-		{"month", "2026-11-21 16:09:59", "2026-10-01 00:00:00", "2026-11-01 00:00:00"},
-		{"month", "2026-12-31 23:59:59", "2026-11-01 00:00:00", "2026-12-01 00:00:00"},
-		{"month@15", "2026-03-10 00:00:00", "2026-01-15 00:00:00", "2026-02-15 00:00:00"},
-		{"month@15", "2026-01-01 00:10:00", "2025-11-15 00:00:00", "2025-12-15 00:00:00"},
-		{"month@15", "2026-11-21 16:09:59", "2026-10-15 00:00:00", "2026-11-15 00:00:00"},
-		{"month@15", "2026-12-31 23:59:59", "2026-11-15 00:00:00", "2026-12-15 00:00:00"},
-		{"year", "2026-03-10 00:00:00", "2025-01-01 00:00:00", "2026-01-01 00:00:00"},
-		{"year", "2026-01-01 00:10:00", "2025-01-01 00:00:00", "2026-01-01 00:00:00"},
-		{"year", "2026-11-21 16:09:59", "2025-01-01 00:00:00", "2026-01-01 00:00:00"},
-		{"year", "2026-12-31 23:59:59", "2025-01-01 00:00:00", "2026-01-01 00:00:00"},
-		{"year@3", "2026-03-10 00:00:00", "2025-03-01 00:00:00", "2026-03-01 00:00:00"},
-		{"year@3", "2026-01-01 00:10:00", "2024-03-01 00:00:00", "2025-03-01 00:00:00"},
-		{"year@3", "2026-11-21 16:09:59", "2025-03-01 00:00:00", "2026-03-01 00:00:00"},
-		{"year@3", "2026-12-31 23:59:59", "2025-03-01 00:00:00", "2026-03-01 00:00:00"},
-	} {
-		now, err := time.Parse(auditLayout, c.now)
-		require.NoError(t, err)
-		begin, end := auditPeriod(c.unit, now)
-		require.Equal(t, []string{c.begin, c.end}, []string{begin.Format(auditLayout), end.Format(auditLayout)}, "%s at %s", c.unit, c.now)
-	}
-}
-
 func TestAuditUsage(t *testing.T) {
 	t.Parallel()
-	w := built(t, func(o *Options) { o.UsageAudit = UsageAudit{Enabled: true, Period: "hour"} })
+	w := built(t, func(o *Options) { o.UsageAudit = usage.Settings{Enabled: true, Period: "hour"} })
 	w.nova.ClearLog()
 	require.NoError(t, w.auditUsage(t.Context()))
 	require.Equal(t, []string{"INFO compute.instance.exists"}, w.sender.all())
@@ -74,7 +31,7 @@ func TestAuditUsage(t *testing.T) {
 
 func TestAuditUsageThatAnotherBegan(t *testing.T) {
 	t.Parallel()
-	w := built(t, func(o *Options) { o.UsageAudit = UsageAudit{Enabled: true, Period: "day"} })
+	w := built(t, func(o *Options) { o.UsageAudit = usage.Settings{Enabled: true, Period: "day"} })
 	w.nova.Fail("TaskLog.begin_task", novatest.Failure("TaskAlreadyRunning"))
 	require.NoError(t, w.auditUsage(t.Context()))
 	require.Empty(t, w.sender.all())

@@ -1,4 +1,6 @@
-package compute
+// Package usage tells metering which instances were on this host in an audit period (nova/compute/manager.py:_instance_usage_audit,
+// nova/utils.py:last_completed_audit_period).
+package usage
 
 import (
 	"context"
@@ -7,47 +9,60 @@ import (
 	"strings"
 	"time"
 
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
-// UsageAudit are the settings of the notifications that metering lives on.
-type UsageAudit struct {
+// Settings are those of the notifications that metering lives on.
+type Settings struct {
 	Enabled bool   // [DEFAULT] instance_usage_audit
 	Period  string // [DEFAULT] instance_usage_audit_period
 }
 
-// usageAuditTask is the name of the audit in the task log.
-const usageAuditTask = "instance_usage_audit"
+// taskName is the audit's in the task log.
+const taskName = "instance_usage_audit"
 
-// auditLayout is Python's str of a datetime without a fraction, which the boundaries of periods have not.
-const auditLayout = "2006-01-02 15:04:05"
+const (
+	// boundaryLayout is Python's str of a datetime without a fraction, which the boundaries of periods have not.
+	boundaryLayout = "2006-01-02 15:04:05"
+	// nowLayout is Python's str of the present moment.
+	nowLayout = "2006-01-02 15:04:05.000000"
+)
 
-// auditUsage tells once after every audit period which instances were on this host in it; the task log
+// Audit tells of the instances of one host.
+type Audit struct {
+	Settings
+	Host      string
+	Conductor *conductor.Client
+	Notify    *notify.Emitter
+}
+
+// Run tells once after every audit period which instances were on this host in it; the task log
 // keeps a restart from telling twice (nova/compute/manager.py:_instance_usage_audit).
-func (m *Manager) auditUsage(ctx context.Context) error {
-	if !m.opts.UsageAudit.Enabled {
+func (a Audit) Run(ctx context.Context) error {
+	if !a.Enabled {
 		return nil
 	}
-	begin, end := auditPeriod(m.opts.UsageAudit.Period, time.Now().UTC())
-	done, err := m.Conductor.TaskLog(ctx, usageAuditTask, begin, end, m.opts.Host)
+	begin, end := lastPeriod(a.Period, time.Now().UTC())
+	done, err := a.Conductor.TaskLog(ctx, taskName, begin, end, a.Host)
 	if err != nil {
 		return fmt.Errorf("read the task log: %w", err)
 	}
 	if done != nil {
 		return nil
 	}
-	instances, err := m.Conductor.InstancesActiveInWindow(ctx, begin, end, m.opts.Host, "system_metadata", "info_cache", "metadata", "flavor")
+	instances, err := a.Conductor.InstancesActiveInWindow(ctx, begin, end, a.Host, "system_metadata", "info_cache", "metadata", "flavor")
 	if err != nil {
 		return fmt.Errorf("list the instances of the period: %w", err)
 	}
 	log := &object.TaskLog{
-		TaskName: usageAuditTask, Host: m.opts.Host, PeriodBeginning: object.DateTime{Time: begin}, PeriodEnding: object.DateTime{Time: end},
+		TaskName: taskName, Host: a.Host, PeriodBeginning: object.DateTime{Time: begin}, PeriodEnding: object.DateTime{Time: end},
 		TaskItems: len(instances), Message: "Instance usage audit started...",
 	}
-	err = m.Conductor.BeginTask(ctx, log)
+	err = a.Conductor.BeginTask(ctx, log)
 	if exception.Is(err, "TaskAlreadyRunning") {
 		return nil
 	}
@@ -56,22 +71,27 @@ func (m *Manager) auditUsage(ctx context.Context) error {
 	}
 	started := time.Now()
 	for _, inst := range instances {
-		m.Notify.Instance(reqctx.WithField(ctx, "instance", inst.UUID), notify.Event{
+		a.Notify.Instance(reqctx.WithField(ctx, "instance", inst.UUID), notify.Event{
 			Action: "exists", Instance: inst, NetworkInfo: inst.NetworkInfo(),
-			AuditBegin: begin.Format(auditLayout), AuditEnd: end.Format(auditLayout),
+			AuditBegin: begin.Format(boundaryLayout), AuditEnd: end.Format(boundaryLayout),
 		})
 	}
-	log.Message = fmt.Sprintf("Instance usage audit ran for host %s, %d instances in %.3f seconds.", m.opts.Host, len(instances), time.Since(started).Seconds())
-	if err := m.Conductor.EndTask(ctx, log); err != nil {
+	log.Message = fmt.Sprintf("Instance usage audit ran for host %s, %d instances in %.3f seconds.", a.Host, len(instances), time.Since(started).Seconds())
+	if err := a.Conductor.EndTask(ctx, log); err != nil {
 		return fmt.Errorf("end the audit: %w", err)
 	}
 	reqctx.Log(ctx).WithField("instances", len(instances)).WithField("period_ending", end).Info("usage of the last audit period told")
 	return nil
 }
 
-// auditPeriod is the last period that has ended by now. unit is "hour", "day", "month" or "year" with an
+// Current gives the audit period that now is in, from its begin to now, as notifications have it.
+func Current(unit string, now time.Time) (begin, end string) {
+	return lastBoundary(unit, now).Format(boundaryLayout), now.Format(nowLayout)
+}
+
+// lastPeriod is the last period that has ended by now. unit is "hour", "day", "month" or "year" with an
 // offset behind "@", in minutes, hours, days or months (nova/utils.py:last_completed_audit_period).
-func auditPeriod(unit string, now time.Time) (begin, end time.Time) {
+func lastPeriod(unit string, now time.Time) (begin, end time.Time) {
 	end = lastBoundary(unit, now)
 	return lastBoundary(unit, end), end
 }
