@@ -315,46 +315,6 @@ func (m *Manager) rebootFailed(ctx context.Context, inst *object.Instance, failu
 	return failure
 }
 
-// pauseInstance freezes a guest (nova/compute/manager.py:pause_instance).
-func (m *Manager) pauseInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
-	m.notifyInstance(ctx, inst, "pause", "start")
-	if err := m.Driver.Pause(ctx, inst.UUID); err != nil {
-		return nil, err
-	}
-	return nil, m.savePower(ctx, inst, object.VMStatePaused, object.TaskStatePausing, "pause")
-}
-
-// unpauseInstance lets a frozen guest go on (nova/compute/manager.py:unpause_instance).
-func (m *Manager) unpauseInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
-	m.notifyInstance(ctx, inst, "unpause", "start")
-	if err := m.Driver.Unpause(ctx, inst.UUID); err != nil {
-		return nil, err
-	}
-	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateUnpausing, "unpause")
-}
-
-// softDeleteInstance stops a guest that may still be restored (nova/compute/manager.py:soft_delete_instance).
-func (m *Manager) softDeleteInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
-	m.notifyInstance(ctx, inst, "soft_delete", "start")
-	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
-		return nil, err
-	}
-	return nil, m.savePower(ctx, inst, object.VMStateSoftDelete, object.TaskStateSoftDeleting, "soft_delete")
-}
-
-// restoreInstance starts a soft-deleted guest again (nova/compute/manager.py:restore_instance).
-func (m *Manager) restoreInstance(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
-	m.notifyInstance(ctx, inst, "restore", "start")
-	info, err := m.refreshNetworkInfo(ctx, inst)
-	if err != nil {
-		return nil, networkError(inst, err)
-	}
-	if err := m.powerOnOrOff(ctx, inst, info); err != nil {
-		return nil, err
-	}
-	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateRestoring, "restore")
-}
-
 // savePower ends a power operation: its new state, if the task state is still ours, and its notification.
 func (m *Manager) savePower(ctx context.Context, inst *object.Instance, vmState, task, action string) error {
 	now, err := m.powerState(ctx, inst.UUID)
@@ -369,34 +329,6 @@ func (m *Manager) savePower(ctx context.Context, inst *object.Instance, vmState,
 	}
 	m.notifyInstance(ctx, inst, action, "end")
 	return nil
-}
-
-// notifyInstance tells of an operation's phase. The payload needs the flavor and the
-// addresses, which requests often lack: they are loaded only if somebody listens.
-func (m *Manager) notifyInstance(ctx context.Context, inst *object.Instance, action, phase string) {
-	e := notify.Event{Action: action, Phase: phase, Instance: inst}
-	if listsDevices[action] {
-		e.BDMs = noVolumes
-	}
-	m.notifyEvent(ctx, e)
-}
-
-// listsDevices are the actions of which nova-compute tells the block devices also where [notifications]
-// bdms_in_notifications is off, because it has just read them (nova/compute/manager.py).
-var listsDevices = map[string]bool{"delete": true, "shutdown": true, "reboot": true, "resume": true}
-
-// noVolumes are the volumes that a server here has.
-var noVolumes = []*object.BlockDeviceMapping{}
-
-func (m *Manager) notifyEvent(ctx context.Context, e notify.Event) {
-	if !m.Notify.Enabled() {
-		return
-	}
-	if err := m.Conductor.LoadInstance(ctx, e.Instance, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
-		reqctx.Log(ctx).WithError(err).Warning("notification not sent: instance not loaded")
-		return
-	}
-	m.Notify.Instance(ctx, e)
 }
 
 // shutdownTimeout is how long a clean stop may take: the image's os_shutdown_timeout,
