@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // maxExtents bounds the map of a sparse file: readers of the format (archive/tar) take
@@ -90,7 +92,7 @@ func (p *packer) data(fd int, extents []extent, stored int64) error {
 				return context.Cause(p.ctx)
 			}
 			chunk := p.buf[:min(int64(len(p.buf)), left)]
-			n, err := pread(fd, chunk, offset)
+			n, err := fdio.ReadAt(fd, chunk, offset)
 			if err != nil {
 				return err
 			}
@@ -112,23 +114,4 @@ func (p *packer) data(fd int, extents []extent, stored int64) error {
 		p.stats.Changed++
 	}
 	return p.w.pad(stored)
-}
-
-// pread fills b from offset, or as far as the file goes.
-func pread(fd int, b []byte, offset int64) (int, error) {
-	done := 0
-	for done < len(b) {
-		n, err := unix.Pread(fd, b[done:], offset+int64(done))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return done, err
-		}
-		if n == 0 {
-			break
-		}
-		done += n
-	}
-	return done, nil
 }

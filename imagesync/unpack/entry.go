@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 const (
@@ -93,7 +95,7 @@ func (t *tree) write(fd int, chunk []byte, offset int64, sparse bool) error {
 			piece = chunk[:min(holeSize, len(chunk))]
 		}
 		if !sparse || !allZero(piece) {
-			if err := pwrite(fd, piece, offset); err != nil {
+			if err := fdio.WriteAt(fd, piece, offset); err != nil {
 				return err
 			}
 			if err := t.poll(fd, len(piece)); err != nil {
@@ -235,20 +237,6 @@ func (t *tree) lookup(entry string, dirs []string) (fd int, done func(), err err
 func sameDir(a, b int) bool {
 	var x, y unix.Stat_t
 	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Ino == y.Ino && x.Dev == y.Dev
-}
-
-func pwrite(fd int, p []byte, offset int64) error {
-	for len(p) > 0 {
-		n, err := unix.Pwrite(fd, p, offset)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		p, offset = p[n:], offset+int64(n)
-	}
-	return nil
 }
 
 func allZero(p []byte) bool {

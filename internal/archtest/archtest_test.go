@@ -32,6 +32,8 @@ var allowed = []struct {
 	{"internal/hostinfo", nil},
 	{"internal/idattr", nil},
 	{"internal/stopwatch", nil},
+	{"internal/fdio", nil},
+	{"internal/functest", nil},
 
 	{"flavor", nil},
 	{"internal/shadow", nil},
@@ -62,6 +64,7 @@ const leaves = "leaves"
 
 var leafPackages = []string{
 	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/idattr", "internal/stopwatch",
+	"internal/fdio", "internal/functest",
 }
 
 // fences map a library to the only trees that may import it.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/fdio"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -27,7 +28,7 @@ type receiver struct {
 }
 
 func newReceiver(dir string, ids storage.IDRange, layer bool, buf []byte) (*receiver, error) {
-	root, err := openDir(unix.AT_FDCWD, dir)
+	root, err := fdio.OpenDir(unix.AT_FDCWD, dir)
 	if err != nil {
 		return nil, fmt.Errorf("open disk: %w", err)
 	}
@@ -190,7 +191,7 @@ func (r *receiver) prune(full string, c *codec) error {
 		return err
 	}
 	defer unix.Close(fd) //nolint:errcheck // a directory holds nothing back
-	have, err := readNames(fd)
+	have, err := fdio.ReadNames(fd)
 	if err != nil {
 		return err
 	}
@@ -240,15 +241,8 @@ func (r *receiver) content(fd int, e *entry, c *codec) error {
 		if offset < 0 || offset+int64(len(body)-8) > e.Size {
 			return fmt.Errorf("%w: data beyond the end of the file", errFrame)
 		}
-		for p := body[8:]; len(p) > 0; {
-			n, err := unix.Pwrite(fd, p, offset)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			p, offset = p[n:], offset+int64(n)
+		if err := fdio.WriteAt(fd, body[8:], offset); err != nil {
+			return err
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/fdio"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -63,7 +63,7 @@ func (s *sender) sendTree(ctx context.Context, tree Tree, last bool) error {
 
 // send walks the tree at dir.
 func (s *sender) send(ctx context.Context, dir string) error {
-	root, err := openDir(unix.AT_FDCWD, dir)
+	root, err := fdio.OpenDir(unix.AT_FDCWD, dir)
 	if err != nil {
 		return fmt.Errorf("open root disk: %w", err)
 	}
@@ -87,7 +87,7 @@ func (s *sender) directory(ctx context.Context, dir int, name string, st *unix.S
 	if depth > maxDepth {
 		return false, fmt.Errorf("%s: directories are nested more than %d deep", name, maxDepth)
 	}
-	names, err := readNames(dir)
+	names, err := fdio.ReadNames(dir)
 	if err != nil {
 		return false, fmt.Errorf("list %s: %w", name, err)
 	}
@@ -177,7 +177,7 @@ func (s *sender) subdirectory(ctx context.Context, dir int, name, full string, s
 		e := &entry{Type: typeDir, Path: text(full)}
 		return true, s.entry(e, st, false)
 	}
-	fd, err := openDir(dir, name)
+	fd, err := fdio.OpenDir(dir, name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return false, nil
 	}
@@ -241,26 +241,19 @@ func (s *sender) otherName(st *unix.Stat_t) (string, bool) {
 
 // content sends what of the file is not a hole.
 func (s *sender) content(ctx context.Context, fd int, st *unix.Stat_t) error {
-	sparse := st.Blocks*512 < st.Size
-	for offset := int64(0); offset < st.Size; {
-		begin, end := offset, st.Size
-		if sparse {
-			var err error
-			begin, err = unix.Seek(fd, offset, unix.SEEK_DATA)
-			if errors.Is(err, unix.ENXIO) {
-				break // only a hole is left
-			}
-			if err != nil {
-				return err
-			}
-			if end, err = unix.Seek(fd, begin, unix.SEEK_HOLE); err != nil {
-				return err
-			}
-		}
-		if err := s.stretch(ctx, fd, begin, min(end, st.Size)); err != nil {
+	if st.Blocks*512 >= st.Size {
+		if err := s.stretch(ctx, fd, 0, st.Size); err != nil {
 			return err
 		}
-		offset = end
+		return s.c.write(kindEnd, nil)
+	}
+	for e, err := range fdio.Extents(fd, st.Size) {
+		if err != nil {
+			return err
+		}
+		if err := s.stretch(ctx, fd, e.Begin, e.End); err != nil {
+			return err
+		}
 	}
 	return s.c.write(kindEnd, nil)
 }
@@ -270,10 +263,7 @@ func (s *sender) stretch(ctx context.Context, fd int, begin, end int64) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := unix.Pread(fd, s.buf[8:8+min(chunk, end-begin)], begin)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := fdio.ReadAt(fd, s.buf[8:8+min(chunk, end-begin)], begin)
 		if err != nil {
 			return err
 		}
@@ -374,10 +364,6 @@ func (s *sender) attributes(e *entry, fd int, st *unix.Stat_t) error {
 	return nil
 }
 
-func openDir(parent int, name string) (int, error) {
-	return unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-}
-
 // openFile opens a name that was a regular file a moment ago. Should it be a pipe or a device by
 // now, opening it must neither wait nor do anything.
 func openFile(dir int, name string) (int, error) {
@@ -390,15 +376,4 @@ func openFile(dir int, name string) (int, error) {
 		return -1, errVanished
 	}
 	return fd, err
-}
-
-// readNames lists a directory through a descriptor of its own, since reading moves the offset.
-func readNames(dir int) ([]string, error) {
-	fd, err := openDir(dir, ".")
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), ".")
-	defer f.Close() //nolint:errcheck // only read
-	return f.Readdirnames(-1)
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/fdio"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -67,18 +68,11 @@ func checkRoom(target *os.File, need int64) error {
 // copyExtents copies what is not a hole.
 func copyExtents(ctx context.Context, source, target *os.File, size int64) error {
 	in, out := int(source.Fd()), int(target.Fd())
-	for offset := int64(0); offset < size; {
-		start, err := unix.Seek(in, offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // the rest is a hole
-		}
+	for e, err := range fdio.Extents(in, size) {
 		if err != nil {
 			return fmt.Errorf("find data of disk: %w", err)
 		}
-		end, err := unix.Seek(in, start, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("find hole of disk: %w", err)
-		}
+		start, end := e.Begin, e.End
 		for start < end {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -93,7 +87,6 @@ func copyExtents(ctx context.Context, source, target *os.File, size int64) error
 			}
 			start += int64(n)
 		}
-		offset = end
 	}
 	return nil
 }

@@ -6,12 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/fdio"
 	"github.com/compute-agent/compute-agent/internal/idattr"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
@@ -37,12 +37,12 @@ var AsIs = storage.IDRange{Size: 1<<32 - 1}
 // every owner, access list and file capability into the id range. Blocks are shared where
 // the file system can.
 func Copy(ctx context.Context, source, target string, ids storage.IDRange) error {
-	src, err := openDir(unix.AT_FDCWD, source)
+	src, err := fdio.OpenDir(unix.AT_FDCWD, source)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
 	}
 	defer unix.Close(src) //nolint:errcheck // only read
-	dst, err := openDir(unix.AT_FDCWD, target)
+	dst, err := fdio.OpenDir(unix.AT_FDCWD, target)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", target, err)
 	}
@@ -60,7 +60,7 @@ func Copy(ctx context.Context, source, target string, ids storage.IDRange) error
 
 // members copies what is in a directory; path is relative to the root.
 func (c *copier) members(ctx context.Context, src, dst int, path string) error {
-	names, err := readNames(src)
+	names, err := fdio.ReadNames(src)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", path, err)
 	}
@@ -111,12 +111,12 @@ func (c *copier) dir(ctx context.Context, src, dst int, name, path string, st *u
 	if err := unix.Mkdirat(dst, name, 0o700); err != nil {
 		return err
 	}
-	from, err := openDir(src, name)
+	from, err := fdio.OpenDir(src, name)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(from) //nolint:errcheck // only read
-	to, err := openDir(dst, name)
+	to, err := fdio.OpenDir(dst, name)
 	if err != nil {
 		return err
 	}
@@ -168,48 +168,27 @@ func (c *copier) content(from, to int, st *unix.Stat_t) error {
 	if st.Blocks*512 >= st.Size {
 		return c.copyRange(from, to, 0, st.Size)
 	}
-	for offset := int64(0); offset < st.Size; {
-		begin, err := unix.Seek(from, offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break // only a hole is left
-		}
+	for e, err := range fdio.Extents(from, st.Size) {
 		if err != nil {
 			return err
 		}
-		end, err := unix.Seek(from, begin, unix.SEEK_HOLE)
-		if err != nil {
+		if err := c.copyRange(from, to, e.Begin, e.End); err != nil {
 			return err
 		}
-		if err := c.copyRange(from, to, begin, end); err != nil {
-			return err
-		}
-		offset = end
 	}
 	return unix.Ftruncate(to, st.Size)
 }
 
 func (c *copier) copyRange(from, to int, begin, end int64) error {
 	for begin < end {
-		n, err := unix.Pread(from, c.buf[:min(int64(len(c.buf)), end-begin)], begin)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		n, err := fdio.ReadAt(from, c.buf[:min(int64(len(c.buf)), end-begin)], begin)
+		if err != nil || n == 0 {
 			return err
 		}
-		if n == 0 {
-			return nil
+		if err := fdio.WriteAt(to, c.buf[:n], begin); err != nil {
+			return err
 		}
-		for p := c.buf[:n]; len(p) > 0; {
-			w, err := unix.Pwrite(to, p, begin)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			p, begin = p[w:], begin+int64(w)
-		}
+		begin += int64(n)
 	}
 	return nil
 }
@@ -321,19 +300,4 @@ func (c *copier) shift(id uint32) (uint32, error) {
 		return 0, fmt.Errorf("id %d is beyond the %d ids of the instance", id, c.ids.Size)
 	}
 	return c.ids.Base + id, nil
-}
-
-func openDir(parent int, name string) (int, error) {
-	return unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-}
-
-// readNames lists a directory through a descriptor of its own, since reading moves the offset.
-func readNames(dir int) ([]string, error) {
-	fd, err := openDir(dir, ".")
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), ".")
-	defer f.Close() //nolint:errcheck // only read
-	return f.Readdirnames(-1)
 }
