@@ -20,6 +20,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 // speedRounds is how often TestImportSpeed measures; 0: not at all.
@@ -36,7 +38,7 @@ func TestImportSpeed(t *testing.T) {
 	}
 	needImage(t, debianImage)
 	_, err := exec.LookPath("curl")
-	need(t, err == nil, "curl")
+	functest.Need(t, err == nil, "curl")
 	t.Run("blocks", func(t *testing.T) { compareSpeed(t, debianImage) }) // as xz -T0 makes them
 	t.Run("one block", func(t *testing.T) {
 		single := filepath.Join(t.TempDir(), "single.tar.xz")

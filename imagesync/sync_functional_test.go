@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 // Real images, in the directory that COMPUTE_AGENT_TEST_IMAGES names.
@@ -25,22 +27,11 @@ var (
 	busyboxImage = filepath.Join(imageDir, "busybox-rootfs.tar.gz")
 )
 
-func need(t testing.TB, ok bool, what string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
-		t.Fatalf("this test needs %s", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
-
 func needImage(t testing.TB, file string) int64 {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	info, err := os.Stat(file)
-	need(t, err == nil, file)
+	functest.Need(t, err == nil, file)
 	return info.Size()
 }
 
@@ -179,7 +170,7 @@ func TestMemoryOfBombs(t *testing.T) {
 		for _, program := range []string{"gzip -1", "xz -0", "zstd -q", "bzip2 -1"} {
 			t.Run(program, func(t *testing.T) {
 				_, err := exec.LookPath(strings.Fields(program)[0])
-				need(t, err == nil, program)
+				functest.Need(t, err == nil, program)
 				file := filepath.Join(t.TempDir(), "bomb")
 				require.NoError(t, os.WriteFile(file+".tar", makeTar(t, rootfs("./"), nil), 0o600))
 				run(t, "(cat "+file+".tar; head -c 1G /dev/zero) | "+program+" -c >"+file)
@@ -243,7 +234,7 @@ func BenchmarkTar(b *testing.B) {
 func TestSquashfs(t *testing.T) {
 	needImage(t, busyboxImage)
 	_, err := exec.LookPath("mksquashfs")
-	need(t, err == nil, "mksquashfs")
+	functest.Need(t, err == nil, "mksquashfs")
 	dir := t.TempDir()
 	file := filepath.Join(dir, "image.squashfs")
 	run(t, "mkdir "+dir+"/t && tar -C "+dir+"/t -xpf "+busyboxImage+" --numeric-owner && mksquashfs "+dir+"/t "+file+" -quiet -no-progress")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -34,7 +35,7 @@ func ip(t *testing.T, args ...string) string {
 // newNIC makes a veth pair whose host end is attached to nothing.
 func newNIC(t *testing.T, name string) driver.NIC {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	n := sequence.Add(1)
 	link := vif.Link{
 		Host: fmt.Sprintf("cah%d-%d", os.Getpid()%10000, n), Peer: fmt.Sprintf("cag%d-%d", os.Getpid()%10000, n),

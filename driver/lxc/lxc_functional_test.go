@@ -19,6 +19,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/driver/drivertest"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -28,22 +29,10 @@ const testIDs = 900_000_000
 // sequence numbers the guests of this process, for names and id ranges.
 var sequence atomic.Uint32
 
-// need skips a test whose need is missing, or fails it where everything must be there.
-func need(t *testing.T, ok bool, what string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
-		t.Fatal("needs " + what)
-	}
-	t.Skip("needs " + what)
-}
-
 // testDir is a directory that a guest's ids can walk down to, unlike t.TempDir.
 func testDir(t *testing.T) string {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	dir, err := os.MkdirTemp("/var/tmp", "lxc-driver-") //nolint:usetesting // guests pass through its parents
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o711))
@@ -63,7 +52,7 @@ func newDriver(t *testing.T, change ...func(*Options)) *Driver {
 	d, err := New(o)
 	require.NoError(t, err)
 	for _, p := range d.Check(t.Context()) {
-		need(t, !p.Fatal, fmt.Sprintf("a host without this: %s (%s)", p.What, p.Remedy))
+		functest.Need(t, !p.Fatal, fmt.Sprintf("a host without this: %s (%s)", p.What, p.Remedy))
 	}
 	t.Cleanup(func() { clean(t, d) })
 	return d

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/btrfs"
 	"github.com/compute-agent/compute-agent/internal/storage/dir"
@@ -29,7 +30,7 @@ func mountBtrfs(t *testing.T, base string) string {
 	require.NoError(t, os.Truncate(image, 2<<30))
 	for _, args := range [][]string{{"mkfs.btrfs", "-q", image}, {"mount", "-o", "loop", image, onBtrfs}} {
 		_, err := exec.LookPath(args[0])
-		need(t, err == nil, args[0])
+		functest.Need(t, err == nil, args[0])
 		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
 		require.NoErrorf(t, err, "%s", out)
 	}

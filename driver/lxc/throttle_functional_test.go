@@ -16,6 +16,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
@@ -44,7 +45,7 @@ func TestFunctionalThrottle(t *testing.T) {
 		}
 	})
 	controller := map[bool]string{true: "io", false: "blkio"}[d.cgroups.layout == layoutV2]
-	need(t, d.cgroups.has(controller), "cgroup controller "+controller)
+	functest.Need(t, d.cgroups.has(controller), "cgroup controller "+controller)
 	spec, plain := newSpec(t)
 	require.NoError(t, os.RemoveAll(plain))
 	spec.Limits.Disk.TotalBytesSec = limit

@@ -13,25 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/imagesync/unpack"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
-
-func need(t testing.TB, ok bool, what string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
-		t.Fatalf("this test needs %s", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
 
 func needPrograms(t testing.TB, names ...string) {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	for _, name := range names {
 		_, err := exec.LookPath(name)
-		need(t, err == nil, name)
+		functest.Need(t, err == nil, name)
 	}
 }
 

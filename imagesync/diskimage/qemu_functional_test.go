@@ -14,6 +14,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/imagesync/diskimage/qcow2"
 	"github.com/compute-agent/compute-agent/imagesync/unpack"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 // TestQemuImages reads what qemu-img writes.
@@ -101,7 +102,7 @@ func TestQemuRefusals(t *testing.T) {
 func BenchmarkImportDisk(b *testing.B) {
 	file := filepath.Join(os.Getenv("COMPUTE_AGENT_TEST_IMAGES"), "debian-12-generic.qcow2")
 	_, err := os.Stat(file)
-	need(b, err == nil && os.Geteuid() == 0, "root and "+file)
+	functest.Need(b, err == nil && os.Geteuid() == 0, "root and "+file)
 	for name, prepare := range map[string]string{
 		"qcow2-zlib":  "cp " + file + " image",
 		"qcow2-zstd":  "qemu-img convert -c -O qcow2 -o compression_type=zstd " + file + " image",

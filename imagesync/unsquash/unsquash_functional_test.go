@@ -13,22 +13,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
-)
 
-func need(t *testing.T, ok bool, what string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
-		t.Fatalf("this test needs %s", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
+	"github.com/compute-agent/compute-agent/internal/functest"
+)
 
 func setUp(t *testing.T) Options {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	dir := t.TempDir()
 	o := Options{Program: "/usr/bin/unsquashfs", Image: filepath.Join(dir, "image"), Target: filepath.Join(dir, "tree"), Bytes: 1 << 30, Reserve: 1}
 	require.NoError(t, os.Mkdir(o.Target, 0o755))
@@ -45,7 +36,7 @@ func script(t *testing.T, text string) string {
 func TestRun(t *testing.T) {
 	o := setUp(t)
 	_, err := exec.LookPath("mksquashfs")
-	need(t, err == nil, "mksquashfs")
+	functest.Need(t, err == nil, "mksquashfs")
 	source := filepath.Join(t.TempDir(), "source")
 	script(t, "mkdir -p "+source+"/bin "+source+"/dev; cd "+source+"; echo ping > bin/ping; setcap cap_net_raw=ep bin/ping; echo su > bin/su; chown 3:4 bin/su; "+
 		"chmod 4755 bin/su; ln bin/su bin/hard; ln -s /etc/shadow link; mknod dev/null c 1 3; mkfifo pipe; setfattr -n user.k -v v bin/su; mksquashfs . "+o.Image+" -quiet -no-progress -comp zstd")

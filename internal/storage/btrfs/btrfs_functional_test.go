@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/loop"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
@@ -23,7 +24,7 @@ const mkfs = "/sbin/mkfs.btrfs"
 func fileSystem(t testing.TB, dir string) {
 	t.Helper()
 	_, err := os.Stat(mkfs)
-	storagetest.Need(t, err == nil, mkfs+" (package btrfs-progs)")
+	functest.Need(t, err == nil, mkfs+" (package btrfs-progs)")
 	file := dir + ".img"
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, 8<<30))

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
@@ -40,7 +41,7 @@ func TestDisks(t *testing.T) {
 	s, e := open(t)
 	ctx := t.Context()
 	for _, format := range Formats() {
-		storagetest.Need(t, CheckFormat(format) == nil, "mkfs."+format)
+		functest.Need(t, CheckFormat(format) == nil, "mkfs."+format)
 	}
 	d := Disks{InstanceID: "a", IDs: ids, Disks: []Disk{{"ephemeral0", 1, "ext4"}, {"ephemeral1", 2, "xfs"}}}
 	none, err := s.Mount(ctx, "a")

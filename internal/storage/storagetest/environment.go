@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
@@ -20,23 +21,11 @@ type Environment struct {
 	Image string // a tree made by MakeImage
 }
 
-// Need fails or skips a test that cannot run here: COMPUTE_AGENT_FUNCTIONAL=1 says that it must.
-func Need(t testing.TB, ok bool, what string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
-		t.Fatalf("this test needs %s", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
-
 // NewEnvironment makes an empty directory for a back end, and an image. Both are
 // removed with the test, which fails when a mount or loop device is left.
 func NewEnvironment(t testing.TB) Environment {
 	t.Helper()
-	Need(t, os.Geteuid() == 0, "root")
+	functest.Need(t, os.Geteuid() == 0, "root")
 	base, err := os.MkdirTemp("/var/tmp", "storagetest-") //nolint:usetesting // on a disk, and guests pass through its parents
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(base, 0o755)) //nolint:gosec // guests pass through it
