@@ -25,6 +25,7 @@ const forTempest = "[DEFAULT]\nforce_config_drive = true\n\n[lxc]\nmigration_por
 type options struct {
 	regex       string
 	concurrency int
+	goOn        bool
 	keep        bool
 	install     bool
 }
@@ -33,6 +34,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.regex, "regex", `^tempest\.api\.compute`, "tests to run")
 	flag.IntVar(&o.concurrency, "concurrency", 2, "tests that run at the same time")
+	flag.BoolVar(&o.goOn, "continue", false, "leave out what passed in earlier runs, as far as the log tells of them, and add to that log")
 	flag.BoolVar(&o.keep, "keep", false, "leave the control plane and the agents up; the next run with "+controlplane.EnvRunning+"=1 uses them")
 	flag.BoolVar(&o.install, "install", false, "only install what is missing; for a run where the package mirror is out of reach")
 	flag.Parse()

@@ -57,19 +57,23 @@ func parse(text string) (outcome, bool) {
 // results of a run. A test of tests that is in none of the others was not run.
 type results struct {
 	tests   []string
+	ids     map[string]string // of the tests, as Tempest wants them: with their attributes
 	passed  []string
 	failed  []string            // tests, and methods of classes
 	skipped map[string][]string // by reason
 	done    map[string]bool
+	earlier map[string]int // how many of the passed did so in an earlier run, by what that run was of
 }
 
 // newResults reads the list of tests.
 func newResults(list []string) *results {
-	r := &results{skipped: map[string][]string{}, done: map[string]bool{}}
-	for _, name := range list {
-		name, _, _ = strings.Cut(strings.TrimSpace(name), "[")
+	r := &results{ids: map[string]string{}, skipped: map[string][]string{}, done: map[string]bool{}, earlier: map[string]int{}}
+	for _, id := range list {
+		id = strings.TrimSpace(id)
+		name, _, _ := strings.Cut(id, "[")
 		if strings.HasPrefix(name, "tempest.") {
 			r.tests = append(r.tests, name)
+			r.ids[name] = id
 		}
 	}
 	slices.Sort(r.tests)
@@ -121,6 +125,15 @@ func (r *results) notRun() []string {
 	return slices.DeleteFunc(slices.Clone(r.tests), func(test string) bool { return r.done[test] })
 }
 
+// left are the ids of the tests without a result.
+func (r *results) left() []string {
+	var ids []string
+	for _, test := range r.notRun() {
+		ids = append(ids, r.ids[test])
+	}
+	return ids
+}
+
 func (r *results) print(out io.Writer) {
 	count := 0
 	for _, tests := range r.skipped {
@@ -129,6 +142,9 @@ func (r *results) print(out io.Writer) {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	defer func() { _ = table.Flush() }() // a report to a terminal
 	fmt.Fprintf(table, "\npassed\t%d\nfailed\t%d\nnot run\t%d\nskipped\t%d\n", len(r.passed), len(r.failed), len(r.notRun()), count)
+	for _, at := range slices.Sorted(maps.Keys(r.earlier)) {
+		fmt.Fprintf(table, "passed earlier, %s\t%d\n", at, r.earlier[at])
+	}
 	section := func(title string, tests []string) {
 		if len(tests) == 0 {
 			return

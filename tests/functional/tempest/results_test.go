@@ -57,6 +57,33 @@ func TestEveryTestHasAResult(t *testing.T) {
 	require.Contains(t, out.String(), "left out: ")
 }
 
+func TestGoOnAfterEarlierRuns(t *testing.T) {
+	t.Parallel()
+	r := newResults([]string{
+		"tempest.a.C.test_1[id-1]", "tempest.a.C.test_2[id-2]", "tempest.a.C.test_3[id-3]", "tempest.a.D.test_1", "tempest.a.E.test_1", "tempest.a.F.test_1",
+	})
+	require.NoError(t, r.keep(strings.NewReader(`{0} tempest.a.C.test_1[id-1] [1s] ... ok
+# run of abc
+{0} tempest.a.C.test_2[id-2] [1s] ... ok
+{0} tempest.a.C.test_3[id-3] [1s] ... ok
+{0} tempest.a.D.test_1 [1s] ... ok
+{0} tearDownClass (tempest.a.D) [1s] ... FAILED
+{0} tempest.a.E.test_1 [1s] ... ok
+{0} tempest.gone.C.test_1 [1s] ... ok
+# run of def
+Captured traceback:
+{0} tempest.a.C.test_2[id-2] [1s] ... FAILED
+{0} setUpClass (tempest.a.E) ... SKIPPED: no volumes
+{0} tempest.a.F.test_1 ... SKIPPED: no volumes
+`)))
+	require.Equal(t, []string{"tempest.a.C.test_1", "tempest.a.C.test_3"}, r.passed)
+	require.Equal(t, map[string]int{unknownCommit: 1, "abc": 1}, r.earlier)
+	require.Equal(t, []string{"tempest.a.C.test_2[id-2]", "tempest.a.D.test_1", "tempest.a.E.test_1", "tempest.a.F.test_1"}, r.left())
+	var out strings.Builder
+	r.print(&out)
+	require.Contains(t, out.String(), "passed earlier, abc  ")
+}
+
 func TestConfigurationIsComplete(t *testing.T) {
 	t.Parallel()
 	_, err := render(map[string]string{"Dir": directory})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +19,14 @@ import (
 // directory of the chroot with Tempest's files.
 const directory = "/var/lib/tempest-run"
 
+// listFile of it names the tests to run.
+const listFile = "list"
+
 // logFile is everything that Tempest wrote to its standard output, tracebacks included; tempest.log beside it has the requests.
-func (j *judge) logFile() string { return filepath.Join(j.Plane.Root, directory, "output.log") }
+func (j *judge) logFile() string { return j.file("output.log") }
+
+// file is the path of a file of Tempest's, as seen from outside of the chroot.
+func (j *judge) file(name string) string { return filepath.Join(j.Plane.Root, directory, name) }
 
 // judge runs Tempest. Results come with an error, too, when they are not all.
 func (j *judge) judge(ctx context.Context) (*results, error) {
@@ -29,8 +34,7 @@ func (j *judge) judge(ctx context.Context) (*results, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := filepath.Join(j.Plane.Root, directory)
-	if err := os.MkdirAll(host, 0o755); err != nil {
+	if err := os.MkdirAll(j.file(""), 0o755); err != nil {
 		return nil, err
 	}
 	var list strings.Builder
@@ -38,17 +42,17 @@ func (j *judge) judge(ctx context.Context) (*results, error) {
 		fmt.Fprintf(&list, "# %s\n%s\n", e.reason, e.pattern)
 	}
 	for name, text := range map[string]string{"tempest.conf": text, "excluded": list.String()} {
-		if err := os.WriteFile(filepath.Join(host, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(j.file(name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := os.Stat(filepath.Join(host, ".stestr")); err != nil { // listing needs what running makes
+	if _, err := os.Stat(j.file(".stestr")); err != nil { // listing needs what running makes
 		if out, err := j.Plane.Command(ctx, directory, "stestr", "init").CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("stestr init: %w: %s", err, out)
 		}
 	}
 	j.Plane.Say("asking Tempest for its tests")
-	out, err := j.tempest(ctx, "--list-tests").Output()
+	out, err := j.tempest(ctx, "--regex", j.regex, "--exclude-list", directory+"/excluded", "--list-tests").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list tests: %w: %s", err, stderr(err))
 	}
@@ -57,14 +61,53 @@ func (j *judge) judge(ctx context.Context) (*results, error) {
 		return nil, fmt.Errorf("no test matches %q", j.regex)
 	}
 	j.Plane.Say("%d tests; the log is %s", len(r.tests), j.logFile())
-	return r, j.follow(ctx, r)
+	log, err := j.openLog(r)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	left := r.left()
+	if len(left) == 0 {
+		return r, nil
+	}
+	if err := os.WriteFile(j.file(listFile), []byte(strings.Join(left, "\n")+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	if _, err := fmt.Fprintln(log, runOf+source(ctx)); err != nil {
+		return nil, err
+	}
+	return r, j.follow(ctx, r, log)
+}
+
+// openLog is the log for this run: an empty one, or the one of the earlier runs that this run goes on with.
+func (j *judge) openLog(r *results) (*os.File, error) {
+	if !j.goOn {
+		return os.Create(j.logFile())
+	}
+	log, err := os.OpenFile(j.logFile(), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.keep(log); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the results of earlier runs: %w", err), log.Close())
+	}
+	for at, n := range r.earlier {
+		j.Plane.Say("%d tests passed earlier: %s", n, at)
+	}
+	return log, nil
+}
+
+// source is the commit that is tested, as git tells it.
+func source(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").Output()
+	if err != nil {
+		return unknownCommit
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func (j *judge) tempest(ctx context.Context, args ...string) *exec.Cmd {
-	line := append([]string{
-		"tempest", "run", "--config-file", directory + "/tempest.conf", "--regex", j.regex, "--exclude-list", directory + "/excluded",
-	}, args...)
-	return j.Plane.Command(ctx, directory, line...)
+	return j.Plane.Command(ctx, directory, append([]string{"tempest", "run", "--config-file", directory + "/tempest.conf"}, args...)...)
 }
 
 func stderr(err error) string {
@@ -76,13 +119,8 @@ func stderr(err error) string {
 }
 
 // follow runs the tests, keeps what is written, and tells of each test as it ends.
-func (j *judge) follow(ctx context.Context, r *results) error {
-	log, err := os.Create(j.logFile())
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	cmd := j.tempest(ctx, "--concurrency", strconv.Itoa(j.concurrency))
+func (j *judge) follow(ctx context.Context, r *results, log io.Writer) error {
+	cmd := j.tempest(ctx, "--load-list", directory+"/"+listFile, "--concurrency", strconv.Itoa(j.concurrency))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -94,8 +132,8 @@ func (j *judge) follow(ctx context.Context, r *results) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start tempest: %w", err)
 	}
-	lines := bufio.NewScanner(io.TeeReader(out, log))
-	lines.Buffer(nil, 16<<20) // a line of a traceback may carry a whole answer of an API
+	lines := linesOf(io.TeeReader(out, log))
+	ended := r.ended()
 	for lines.Scan() {
 		if o, ok := parse(lines.Text()); ok {
 			r.add(o)
@@ -107,7 +145,7 @@ func (j *judge) follow(ctx context.Context, r *results) error {
 	}
 	err = cmd.Wait()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && r.ended() > 0 {
+	if errors.As(err, &exit) && r.ended() > ended {
 		return nil // it says that something failed: so do the results
 	}
 	return err
