@@ -146,6 +146,9 @@ func (j *judge) configure(ctx context.Context) (string, error) {
 	if values["PublicID"], err = j.makePublicNetwork(ctx); err != nil {
 		return "", err
 	}
+	if err := j.makeAutoPool(ctx); err != nil {
+		return "", err
+	}
 	if values["Extensions"], err = j.extensions(ctx); err != nil {
 		return "", err
 	}

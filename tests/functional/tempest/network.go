@@ -17,6 +17,12 @@ const (
 	publicGateway = "10.78.0.1"
 )
 
+// Where the subnets of networks are from that Nova has made for a project without any.
+const (
+	autoPool  = "tempest-auto"
+	autoRange = "10.79.0.0/16"
+)
+
 type object = map[string]any
 
 // makePublicNetwork makes the external network, unless it is there, gives this machine an address in it, and returns its id.
@@ -41,6 +47,10 @@ func (j *judge) makePublicNetwork(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
+	// Networks that are made for a project lead to the default one.
+	if err := j.Admin.Do(ctx, http.MethodPut, cloud.Network, "/v2.0/networks/"+id, object{"network": object{"is_default": true}}, nil); err != nil {
+		return "", err
+	}
 	// Neutron's agent takes a bridge that is there already.
 	bridge := "brq" + id[:11]
 	for _, args := range [][]string{
@@ -58,6 +68,24 @@ func (j *judge) makePublicNetwork(ctx context.Context) (string, error) {
 		}
 	}
 	return id, nil
+}
+
+// makeAutoPool makes the pool that subnets come from where nobody names one, unless it is there.
+func (j *judge) makeAutoPool(ctx context.Context) error {
+	var found struct {
+		Pools []any `json:"subnetpools"`
+	}
+	if err := j.Admin.Do(ctx, http.MethodGet, cloud.Network, "/v2.0/subnetpools?name="+autoPool, nil, &found); err != nil || len(found.Pools) > 0 {
+		return err
+	}
+	return j.Admin.Do(ctx, http.MethodPost, cloud.Network, "/v2.0/subnetpools", object{"subnetpool": object{
+		"name": autoPool, "prefixes": []string{autoRange}, "default_prefixlen": 26, "is_default": true, "shared": true,
+	}}, nil)
+}
+
+// share says whether every project may use the network that the control plane has for all.
+func (j *judge) share(ctx context.Context, shared bool) error {
+	return j.Admin.Do(ctx, http.MethodPut, cloud.Network, "/v2.0/networks/"+j.Network, object{"network": object{"shared": shared}}, nil)
 }
 
 // extensions are the aliases of the network API's extensions that the control plane has.

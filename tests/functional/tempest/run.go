@@ -29,11 +29,16 @@ func (j *judge) logFile() string { return j.file("output.log") }
 func (j *judge) file(name string) string { return filepath.Join(j.Plane.Root, directory, name) }
 
 // judge runs Tempest. Results come with an error, too, when they are not all.
-func (j *judge) judge(ctx context.Context) (*results, error) {
+func (j *judge) judge(ctx context.Context) (r *results, err error) {
 	text, err := j.configure(ctx)
 	if err != nil {
 		return nil, err
 	}
+	// Nova makes a network only for a project that may use none.
+	if err := j.share(ctx, false); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, j.share(context.WithoutCancel(ctx), true)) }()
 	if err := os.MkdirAll(j.file(""), 0o755); err != nil {
 		return nil, err
 	}
@@ -56,7 +61,7 @@ func (j *judge) judge(ctx context.Context) (*results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list tests: %w: %s", err, stderr(err))
 	}
-	r := newResults(strings.Split(string(out), "\n"))
+	r = newResults(strings.Split(string(out), "\n"))
 	if len(r.tests) == 0 {
 		return nil, fmt.Errorf("no test matches %q", j.regex)
 	}
