@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +21,9 @@ import (
 
 // lxcfsMount is where the agent looks for lxcfs.
 const lxcfsMount = "/var/lib/lxcfs"
+
+// timeOption of lxcfs: without it a guest whose limit is CPU time is shown all processors of the host.
+const timeOption = "--enable-cfs"
 
 // guestFS is the lxcfs that this program started, or one that ran already and is left alone: Tempest reads the number of processors and
 // the time since boot in the guest's /proc.
@@ -32,7 +37,7 @@ func mountGuestFS(ctx context.Context, plane *controlplane.Plane) (*guestFS, err
 		return err == nil
 	}
 	if mounted() {
-		return g, nil
+		return g, countsTime()
 	}
 	if err := os.MkdirAll(lxcfsMount, 0o755); err != nil {
 		return nil, err
@@ -42,8 +47,7 @@ func mountGuestFS(ctx context.Context, plane *controlplane.Plane) (*guestFS, err
 		return nil, err
 	}
 	defer log.Close()
-	// By default it shows all processors of the host to a guest whose limit is CPU time.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "lxcfs", "-f", "--enable-cfs", "-p", g.pidFile+".lock", lxcfsMount)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "lxcfs", "-f", timeOption, "-p", g.pidFile+".lock", lxcfsMount)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -64,6 +68,29 @@ func mountGuestFS(ctx context.Context, plane *controlplane.Plane) (*guestFS, err
 			return mounted(), nil
 		}
 	})
+}
+
+// countsTime is an error if lxcfs runs, as the distribution's service does after a reboot, without what Tempest needs.
+func countsTime() error {
+	commands, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	running := false
+	for _, path := range commands {
+		if name, err := os.ReadFile(path); err != nil || string(name) != "lxcfs\n" { // or it has ended
+			continue
+		}
+		running = true
+		line, err := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		if err == nil && slices.Contains(strings.Split(string(line), "\x00"), timeOption) {
+			return nil
+		}
+	}
+	if !running { // it is outside of this process namespace
+		return nil
+	}
+	return fmt.Errorf("lxcfs runs without %s, so guests do not see how many processors they have: stop it, or start it with that", timeOption)
 }
 
 // unmount ends the lxcfs that mountGuestFS started.
