@@ -52,7 +52,7 @@ func identityOptions(s *section, d *Defaults) {
 	s.seconds(&d.GracefulShutdownTimeout, "graceful_shutdown_timeout", 180, "Time for everything that a stop of the agent waits for;"+
 		" 0 is no limit. nova-compute's default is 60 before 2026.1.").atLeast(0)
 	s.seconds(&d.ManagerShutdownTimeout, "manager_shutdown_timeout", 160, "Part of graceful_shutdown_timeout in which operations in"+
-		" progress may end.").atLeast(0).from("2026.1")
+		" progress may end; those that only wait are handed to the next start at once.").atLeast(0).from("2026.1")
 	s.boolean(&d.ResumeGuestsStateOnHostBoot, "resume_guests_state_on_host_boot", false, "Whether instances that ran before a reboot of the"+
 		" host are started again.")
 	s.integer(&d.ExecutorThreadPoolSize, "executor_thread_pool_size", 64, "Requests that are worked on at the same time.").

@@ -373,16 +373,24 @@ func newClients(c *config.Config) clients {
 	}
 }
 
-// run serves until ctx ends. Leaving has two steps: first no new message is taken, then what
-// runs is finished; what does not finish in time is in the journal for the next start.
+// run serves until ctx ends. Then no new message is taken, what only waits is handed back to the journal, and what
+// works is finished; what does not finish in time is in the journal, too, for the next start.
 func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transport) error {
 	g, gctx := errgroup.WithContext(ctx)
 	endpoints := s.manager.Endpoints()
+	waits := patienceOf(&c.Default)
+	left := make(chan time.Time, 1) // nobody may wait for it: another part of the agent may fail
+	g.Go(func() error {
+		<-gctx.Done()
+		left <- time.Now()
+		s.manager.Leave()
+		return nil
+	})
 	servers := make([]*rpc.Server, 0, len(s.release.Topics))
 	for _, topic := range s.release.Topics {
 		server := rpc.NewServer(bus, rpc.ServerOptions{
 			Exchange: c.Default.ControlExchange, Topic: topic, Host: c.Default.Host,
-			Workers: c.Default.ExecutorThreadPoolSize, ShutdownTimeout: c.Default.GracefulShutdownTimeout,
+			Workers: c.Default.ExecutorThreadPoolSize, ShutdownTimeout: waits.handlers,
 		}, endpoints...)
 		servers = append(servers, server)
 		g.Go(func() error { return server.Run(gctx) })
@@ -409,10 +417,10 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 	g.Go(func() error { return announce(gctx, servers) })
 	err := g.Wait()
 
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(c.Default.GracefulShutdownTimeout, time.Second))
+	drain, cancel := context.WithDeadline(context.WithoutCancel(ctx), waits.deadline(<-left, time.Now()))
 	defer cancel()
 	if drainErr := s.manager.Drain(drain); drainErr != nil {
-		reqctx.Log(ctx).Warning("operations still run at the end of graceful_shutdown_timeout; builds go on at the next start")
+		reqctx.Log(ctx).Warning("operations still run at the end of manager_shutdown_timeout; the next start takes them up")
 	}
 	return err
 }

@@ -20,6 +20,11 @@ func (m *Manager) accept(ctx context.Context, o *journal.Operation, entry journa
 
 // end takes an operation out of the journal. One that is not settled stays there for the next start.
 func (m *Manager) end(ctx context.Context, o *journal.Operation, settled bool) {
+	if !settled && m.departure.begun() {
+		if err := m.journal.HandOver(o); err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("operation in the journal not marked as handed over")
+		}
+	}
 	if err := m.journal.Remove(o, !settled); err != nil {
 		reqctx.Log(ctx).WithError(err).Error("operation not removed from the journal")
 	}

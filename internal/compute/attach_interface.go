@@ -177,7 +177,7 @@ func (m *Manager) detachInterface(ctx context.Context, inst *object.Instance, ar
 		return nil, exception.InterfaceDetachFailed(inst.UUID).Because(err)
 	}
 	if err := m.releasePort(ctx, inst, &rec); err != nil {
-		if !leaving(ctx) {
+		if !leaving(ctx, err) {
 			m.keepPort(ctx, &rec, v)
 		}
 		return nil, networkError(inst, err)

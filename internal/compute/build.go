@@ -74,12 +74,12 @@ func (m *Manager) build(ctx context.Context, r *buildRequest) (settled bool) {
 func (m *Manager) buildInTurn(ctx context.Context, r *buildRequest) (settled bool, err error) {
 	inst := r.Instance
 	queued := stopwatch.Wait(ctx, stopwatch.Queue)
-	unlock, err := m.locks.Lock(ctx, inst.UUID)
+	unlock, err := m.inTurn(ctx, operation{again: true}, inst.UUID)
 	if err != nil {
 		return m.overtaken(ctx, err)
 	}
 	defer unlock()
-	if err := m.builds.Acquire(ctx, 1); err != nil {
+	if err := m.await(ctx, func(ctx context.Context) error { return m.builds.Acquire(ctx, 1) }); err != nil {
 		return m.overtaken(ctx, err)
 	}
 	defer m.builds.Release(1)
@@ -100,6 +100,9 @@ func (m *Manager) buildInTurn(ctx context.Context, r *buildRequest) (settled boo
 	if failure == nil {
 		failure = m.doBuild(ctx, r)
 	}
+	if handedBack(ctx, failure) {
+		return false, nil
+	}
 	if failure != nil {
 		// What follows tells the control plane, and must not end with the build's own context.
 		ctx = context.WithoutCancel(ctx)
@@ -115,6 +118,9 @@ func (m *Manager) overtaken(ctx context.Context, err error) (settled bool, failu
 	if errors.Is(context.Cause(ctx), errDeleted) {
 		reqctx.Log(ctx).Info("build cancelled before it began because the instance is being deleted")
 		return true, nil
+	}
+	if handedBack(ctx, err) {
+		return false, nil
 	}
 	return false, fmt.Errorf("wait for the build's turn: %w", err)
 }

@@ -42,7 +42,7 @@ func (m *Manager) detachedMethods() map[string]detachedMethod {
 	}
 	for method, d := range methods {
 		d.op.method, d.op.event = method, method
-		d.op.fault, d.op.revert, d.op.lock = true, true, true
+		d.op.fault, d.op.revert, d.op.lock, d.op.again = true, true, true, true
 		methods[method] = d
 	}
 	return methods
@@ -61,21 +61,25 @@ func (m *Manager) detached(d detachedMethod) rpc.Handler {
 			if unwritten != nil { // it is done all the same: a crash of the agent puts the instance into ERROR then
 				reqctx.Log(ctx).WithError(unwritten).Error("operation not written to the journal")
 			}
-			m.runDetached(ctx, d, inst, args)
-			return true
+			return m.runDetached(ctx, d, inst, args)
 		})
 		return nil, nil
 	}
 }
 
-func (m *Manager) runDetached(ctx context.Context, d detachedMethod, inst *object.Instance, args rpc.Args) {
+// runDetached carries an operation out. It tells whether that has an outcome, good or bad.
+func (m *Manager) runDetached(ctx context.Context, d detachedMethod, inst *object.Instance, args rpc.Args) (settled bool) {
 	err := protect(func() error {
 		_, err := m.perform(ctx, d.op, inst, args, d.body)
 		return err
 	})
+	if handedBack(ctx, err) {
+		return false
+	}
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("operation failed")
 	}
+	return true
 }
 
 // throughAPI does what the API's action would: the task state, an action that the owner finds in the
@@ -157,8 +161,7 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 	}
 	again.op.lock = false // the lock is held
 	ctx = m.journal.Add(ctx, op)
-	m.runDetached(ctx, again, inst, entry.Args)
-	m.end(ctx, op, true)
+	m.end(ctx, op, m.runDetached(ctx, again, inst, entry.Args))
 	return nil
 }
 

@@ -30,7 +30,7 @@ type evacuation struct {
 func (m *Manager) evacuate(ctx context.Context, r *rebuildRequest) error {
 	e := &evacuation{rebuildRequest: r, m: m}
 	if err := e.run(ctx); err != nil {
-		if leaving(ctx) && !overtakenByDelete(ctx) {
+		if leaving(ctx, err) {
 			return err // the next start takes it up
 		}
 		return e.failed(ctx, err)

@@ -107,12 +107,12 @@ func (m *Manager) finishSave(ctx context.Context, mv *move, info object.NetworkI
 
 // awaitPorts waits for Neutron as vif_plugging_timeout says. It does not fail the move: the guest is needed
 // more than its network, which Neutron may bring later.
-func awaitPorts(ctx context.Context, ports *plugging.Ports) error {
-	err := ports.Wait(ctx)
+func (m *Manager) awaitPorts(ctx context.Context, ports *plugging.Ports) error {
+	err := m.await(ctx, ports.Wait)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err != nil {
+	if err != nil { // the agent's end, too: the guest is not to stay down until its next start
 		reqctx.Log(ctx).WithError(err).Error("ports of an instance that came here are not up; starting it all the same")
 	}
 	return nil
@@ -178,7 +178,7 @@ func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, in
 			return err
 		}
 	}
-	if err := awaitPorts(ctx, ports); err != nil {
+	if err := m.awaitPorts(ctx, ports); err != nil {
 		return err
 	}
 	return m.runRecorded(ctx, rec)

@@ -199,7 +199,11 @@ func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance) err
 	pending := inst.TaskState == object.TaskStateRebootPending || inst.TaskState == object.TaskStateRebootPendingHard
 	if state != driver.PowerStateRunning || pending {
 		soft := state == driver.PowerStateRunning && inst.TaskState == object.TaskStateRebootPending
-		if err := m.restart(ctx, inst, inst.NetworkInfo(), soft); err != nil {
+		err := m.restart(ctx, inst, inst.NetworkInfo(), soft)
+		if errors.Is(err, errLeaving) {
+			return err
+		}
+		if err != nil {
 			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil}))
 		}
 	}

@@ -124,7 +124,8 @@ type Manager struct {
 	snapshots *semaphore.Weighted
 	waiters   plugging.Waiters
 
-	running background // operations that outlive their message
+	running   background // operations that outlive their message
+	departure departure  // the end of the agent
 
 	journal    *journal.Journal // operations that were accepted and have not ended
 	arrivals   arrivals         // root disks that come here
@@ -170,7 +171,7 @@ func (m *Manager) background(ctx context.Context, fn func(ctx context.Context)) 
 }
 
 // Drain waits until every operation has ended, or ctx has. What still runs then is
-// in the journal, and the next start takes it up.
+// in the journal, and the next start takes it up. Waits for what may take long Leave cuts short, before.
 func (m *Manager) Drain(ctx context.Context) error {
 	m.arrivals.leave()
 	return m.running.wait(ctx)

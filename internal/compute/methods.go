@@ -21,9 +21,9 @@ func (m *Manager) Endpoints() []rpc.Endpoint {
 }
 
 func (m *Manager) methods() map[string]rpc.Handler {
-	// full is the set of decorators that most operations wear (conductor.md 6.1).
-	full := func(method string, lock bool, body instanceFunc) rpc.Handler {
-		return m.onInstance(operation{method: method, event: method, fault: true, revert: true, lock: lock, ours: true}, body)
+	// completed is a method with all decorators (conductor.md 6.1) that the next start of the agent takes up by its task.
+	completed := func(method string, body instanceFunc) rpc.Handler {
+		return m.onInstance(operation{method: method, event: method, fault: true, revert: true, lock: true, ours: true, again: true}, body)
 	}
 	// query is a method that changes nothing and leaves no event.
 	query := func(method string, body instanceFunc) rpc.Handler {
@@ -36,16 +36,16 @@ func (m *Manager) methods() map[string]rpc.Handler {
 	methods := map[string]rpc.Handler{
 		"build_and_run_instance": m.buildAndRunInstance,
 		"terminate_instance":     m.terminateInstance,
-		"start_instance":         full("start_instance", true, m.startInstance),
-		"stop_instance":          full("stop_instance", true, m.stopInstance),
-		"reboot_instance":        full("reboot_instance", true, m.rebootInstance),
-		"pause_instance":         full("pause_instance", true, m.pauseInstance),
-		"unpause_instance":       full("unpause_instance", true, m.unpauseInstance),
-		"soft_delete_instance":   m.endingSnapshots(full("soft_delete_instance", true, m.softDeleteInstance)),
-		"restore_instance":       full("restore_instance", true, m.restoreInstance),
-		"suspend_instance":       full("suspend_instance", true, m.suspendInstance),
-		"resume_instance":        full("resume_instance", true, m.resumeInstance),
-		"set_admin_password":     full("set_admin_password", true, m.setAdminPassword),
+		"start_instance":         completed("start_instance", m.startInstance),
+		"stop_instance":          completed("stop_instance", m.stopInstance),
+		"reboot_instance":        completed("reboot_instance", m.rebootInstance),
+		"pause_instance":         completed("pause_instance", m.pauseInstance),
+		"unpause_instance":       completed("unpause_instance", m.unpauseInstance),
+		"soft_delete_instance":   m.endingSnapshots(completed("soft_delete_instance", m.softDeleteInstance)),
+		"restore_instance":       completed("restore_instance", m.restoreInstance),
+		"suspend_instance":       completed("suspend_instance", m.suspendInstance),
+		"resume_instance":        completed("resume_instance", m.resumeInstance),
+		"set_admin_password":     m.onInstance(operation{method: "set_admin_password", event: "set_admin_password", fault: true, revert: true, lock: true, ours: true}, m.setAdminPassword),
 
 		"get_diagnostics":          question("get_diagnostics", m.legacyDiagnostics),
 		"get_instance_diagnostics": question("get_instance_diagnostics", m.instanceDiagnostics),

@@ -148,7 +148,7 @@ func (m *Manager) startMove(ctx context.Context, mv *move, step moveStep, entry 
 			err = m.settleMove(context.WithoutCancel(ctx), mv, step, err)
 		}
 		done <- err
-		return true
+		return !handedBack(ctx, err)
 	})
 	return done
 }
@@ -167,6 +167,9 @@ func (m *Manager) runMove(ctx context.Context, mv *move, step moveStep) error {
 	err = protect(func() error { return step.run(ctx, mv) })
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errDeleted) {
 		err = cause
+	}
+	if errors.Is(err, errLeaving) {
+		return err
 	}
 	ctx = context.WithoutCancel(ctx)
 	if err != nil {

@@ -28,9 +28,6 @@ type incoming struct {
 	Received bool `json:"received,omitempty"`
 }
 
-// errLeaving ends a wait because the agent does.
-var errLeaving = errors.New("the agent stops")
-
 // fetchRunning copies the root disk of an instance that still runs on another host. Then it waits, in the
 // background, for the rest.
 func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
@@ -40,6 +37,9 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	}
 	defer m.Images.Hold(mv.image.ID)() // until it is acquired
 	image, imageErr := m.syncImage(ctx, &mv.image)
+	if errors.Is(imageErr, errLeaving) {
+		return imageErr
+	}
 	if imageErr != nil { // deleted since, perhaps; then everything is copied
 		reqctx.Log(ctx).WithError(imageErr).Info("image of an instance that comes here not available")
 	}
@@ -69,7 +69,12 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
-	if err := fetch.Running(ctx); err != nil {
+	err = m.await(ctx, fetch.Running)
+	if errors.Is(err, errLeaving) {
+		fetch.Close(nil) // the source is not to give up
+		return errors.Join(err, done())
+	}
+	if err != nil {
 		fetch.Close(err)
 		return errors.Join(fetchError(err), done())
 	}

@@ -240,7 +240,7 @@ func (m *Manager) addDisks(ctx context.Context, inst *object.Instance, rec recor
 	if err == nil {
 		err = m.saveRecord(with)
 	}
-	if err == nil || leaving(ctx) {
+	if err == nil || leaving(ctx, err) {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)

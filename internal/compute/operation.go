@@ -25,6 +25,7 @@ type operation struct {
 	revert bool   // reset task_state on failure
 	lock   bool   // serialise with other operations on the instance
 	ours   bool   // refuse an instance of another host
+	again  bool   // the next start of the agent takes it up: the agent's end does not wait for its turn
 }
 
 // instanceFunc is the body of a method on one instance.
@@ -76,20 +77,13 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 	case err != nil:
 		err = m.settle(ctx, op, inst, err)
 	}
-	if op.event != "" && !leaving(ctx) {
+	if op.event != "" && !leaving(ctx, err) {
 		m.finishEvent(ctx, inst.UUID, op.event, err)
 	}
 	if op.event != "" && err == nil {
 		reqctx.Log(ctx).WithFields(watch.Fields()).Info("operation done")
 	}
 	return result, err
-}
-
-// leaving tells that ctx was cancelled, as only the end of the agent does: a caller that
-// gives up leaves an exceeded deadline. What was cut off stays as it is, for the next
-// start to complete (see settleInstance).
-func leaving(ctx context.Context) bool {
-	return errors.Is(ctx.Err(), context.Canceled) && !overtakenByDelete(ctx)
 }
 
 func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
@@ -100,7 +94,7 @@ func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instanc
 	}
 	if op.lock {
 		queued := stopwatch.Wait(ctx, stopwatch.Queue)
-		unlock, err := m.locks.Lock(ctx, inst.UUID)
+		unlock, err := m.inTurn(ctx, op, inst.UUID)
 		queued()
 		if err != nil {
 			return nil, fmt.Errorf("wait for other operations on the instance: %w", err)
@@ -108,6 +102,18 @@ func (m *Manager) locked(ctx context.Context, op operation, inst *object.Instanc
 		defer unlock()
 	}
 	return body(ctx, inst, args)
+}
+
+// inTurn waits for the other operations on an instance.
+func (m *Manager) inTurn(ctx context.Context, op operation, uuid string) (unlock func(), err error) {
+	if !op.again {
+		return m.locks.Lock(ctx, uuid)
+	}
+	err = m.await(ctx, func(ctx context.Context) (err error) {
+		unlock, err = m.locks.Lock(ctx, uuid)
+		return err
+	})
+	return unlock, err
 }
 
 // checkOurs refuses an instance of another host, as a message that went astray has: what is done here would be
@@ -129,7 +135,7 @@ func (m *Manager) settle(ctx context.Context, op operation, inst *object.Instanc
 		log.Info("operation ended because the instance's state changed meanwhile")
 		return err
 	}
-	if leaving(ctx) {
+	if leaving(ctx, err) {
 		log.Warning("operation cut off by the end of the agent; its next start completes it")
 		return err
 	}

@@ -68,7 +68,7 @@ func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) e
 		}
 		timeout = m.shutdownTimeout(inst)
 	}
-	if err := m.powerOff(ctx, inst.UUID, timeout); err != nil {
+	if err := m.powerOffOrLeave(ctx, inst.UUID, timeout); err != nil {
 		return err
 	}
 	now, err := m.powerState(ctx, inst.UUID)
@@ -88,7 +88,22 @@ func (m *Manager) stop(ctx context.Context, inst *object.Instance, clean bool) e
 // powerOff stops the guest and unmounts its disks. The ports stay plugged: a stopped
 // server keeps its place in the network.
 func (m *Manager) powerOff(ctx context.Context, uuid string, timeout time.Duration) error {
-	err := m.Driver.Stop(ctx, uuid, timeout, m.opts.ShutdownRetryInterval)
+	return m.off(ctx, uuid, m.Driver.Stop(ctx, uuid, timeout, m.opts.ShutdownRetryInterval))
+}
+
+// powerOffOrLeave is powerOff for operations that the next start of the agent takes up: the agent's end does not wait
+// until the guest halts.
+func (m *Manager) powerOffOrLeave(ctx context.Context, uuid string, timeout time.Duration) error {
+	if timeout == 0 {
+		return m.powerOff(ctx, uuid, 0)
+	}
+	return m.off(ctx, uuid, m.await(ctx, func(ctx context.Context) error {
+		return m.Driver.Stop(ctx, uuid, timeout, m.opts.ShutdownRetryInterval)
+	}))
+}
+
+// off puts away what a guest that was stopped leaves.
+func (m *Manager) off(ctx context.Context, uuid string, err error) error {
 	if err != nil && !errors.Is(err, driver.ErrNotFound) {
 		return err
 	}
@@ -184,7 +199,7 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 // powerOnOrOff is powerOn of a server that stays off if it fails: then nothing stays mounted.
 func (m *Manager) powerOnOrOff(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
 	failure := m.powerOn(ctx, inst, info)
-	if failure == nil || leaving(ctx) {
+	if failure == nil || leaving(ctx, failure) {
 		return failure
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
@@ -259,7 +274,12 @@ func (m *Manager) rebootInstance(ctx context.Context, inst *object.Instance, arg
 	if err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": started}, conductor.ExpectTask(pending)); err != nil {
 		return nil, err
 	}
-	if err := m.restart(ctx, inst, info, soft); err != nil {
+	err = m.restart(ctx, inst, info, soft)
+	if errors.Is(err, errLeaving) { // the guest was told to halt: the next start must not take it for one that is up again
+		saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"task_state": pending}, conductor.ExpectTask(started))
+		return nil, errors.Join(err, saveErr)
+	}
+	if err != nil {
 		return nil, m.rebootFailed(ctx, inst, err)
 	}
 	state := object.VMStateActive
@@ -279,7 +299,11 @@ func (m *Manager) rebootInstance(ctx context.Context, inst *object.Instance, arg
 
 func (m *Manager) restart(ctx context.Context, inst *object.Instance, info object.NetworkInfo, soft bool) error {
 	if soft {
-		down, err := m.Driver.Shutdown(ctx, inst.UUID, m.opts.RebootTimeout)
+		var down bool
+		err := m.await(ctx, func(ctx context.Context) (err error) {
+			down, err = m.Driver.Shutdown(ctx, inst.UUID, m.opts.RebootTimeout)
+			return err
+		})
 		if err != nil && !errors.Is(err, driver.ErrNotRunning) {
 			return err
 		}
@@ -306,7 +330,7 @@ func (m *Manager) rebootFailed(ctx context.Context, inst *object.Instance, failu
 			"power_state": int(now), "vm_state": object.VMStateActive, "task_state": nil,
 		})
 	}
-	if leaving(ctx) {
+	if leaving(ctx, failure) {
 		return failure
 	}
 	if saveErr := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError}); saveErr != nil {

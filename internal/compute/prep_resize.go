@@ -31,6 +31,9 @@ func (m *Manager) prepResize(ctx context.Context, mv *move) error {
 	m.notifyExists(ctx, mv.inst)
 	m.Notify.Instance(ctx, notify.Event{Action: "resize_prep", Phase: "start", Instance: mv.inst, NewFlavor: mv.flavor})
 	err := m.prepare(ctx, mv)
+	if errors.Is(err, errLeaving) {
+		return err
+	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errDeleted) {
 			err = errDeleted

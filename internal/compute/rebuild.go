@@ -192,7 +192,7 @@ func beforeRebuild(r *rebuildRequest) *object.Instance {
 // preserved. Ports stay plugged, the ids stay reserved.
 func (m *Manager) removeOldRoot(ctx context.Context, r *rebuildRequest, s *spawn) error {
 	inst := r.Instance
-	if err := m.powerOff(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
+	if err := m.powerOffOrLeave(ctx, inst.UUID, m.shutdownTimeout(inst)); err != nil {
 		return err
 	}
 	s.rec.Hot = false // the ports are as they were plugged
@@ -276,7 +276,7 @@ func (m *Manager) stopRebuilt(ctx context.Context, inst *object.Instance) error 
 // says so: then the image that the API has noted is taken back.
 func (m *Manager) rebuildFailed(ctx context.Context, r *rebuildRequest, cause error) error {
 	inst := r.Instance
-	if leaving(ctx) {
+	if leaving(ctx, cause) {
 		return cause
 	}
 	cause = novaError(inst, cause)

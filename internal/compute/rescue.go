@@ -70,7 +70,7 @@ func (m *Manager) rescueInstance(ctx context.Context, inst *object.Instance, arg
 	}
 	r.notify(ctx, "start", deref(imageRef))
 	if err := r.run(ctx); err != nil {
-		if leaving(ctx) {
+		if leaving(ctx, err) {
 			return nil, err
 		}
 		err = errors.Join(err, r.undo(context.WithoutCancel(ctx)))
@@ -96,7 +96,7 @@ func (m *Manager) rescueInstance(ctx context.Context, inst *object.Instance, arg
 
 // notRescuable is the class that the API's callers know a failed rescue by.
 func notRescuable(ctx context.Context, inst *object.Instance, err error) error {
-	if leaving(ctx) || exception.Is(err, "InstanceNotRescuable") || exception.Is(err, "UnexpectedTaskStateError") || isGone(err) {
+	if leaving(ctx, err) || exception.Is(err, "InstanceNotRescuable") || exception.Is(err, "UnexpectedTaskStateError") || isGone(err) {
 		return err
 	}
 	return exception.InstanceNotRescuable(inst.UUID, "Driver Error: "+novaError(inst, err).Error()).Because(err)
@@ -207,7 +207,7 @@ func (r *rescue) ownSpec(ctx context.Context) (driver.Spec, error) {
 // run stops the instance and starts the rescue system in its place.
 func (r *rescue) run(ctx context.Context) error {
 	m, uuid := r.m, r.inst.UUID
-	if err := m.powerOff(ctx, uuid, r.timeout); err != nil {
+	if err := m.powerOffOrLeave(ctx, uuid, r.timeout); err != nil {
 		return err
 	}
 	r.rec.Rescue.Active, r.rec.Hot = true, false
@@ -291,7 +291,7 @@ func (m *Manager) unrescueInstance(ctx context.Context, inst *object.Instance, _
 		err = m.powerOn(ctx, inst, info)
 	}
 	if err != nil {
-		if leaving(ctx) || overtakenByDelete(ctx) {
+		if leaving(ctx, err) || overtakenByDelete(ctx) {
 			return nil, err
 		}
 		return nil, errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError}))

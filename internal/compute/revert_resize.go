@@ -197,7 +197,7 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, li
 	if stateBefore(inst) == object.VMStateStopped {
 		return nil
 	}
-	if err := awaitPorts(ctx, ports); err != nil {
+	if err := m.awaitPorts(ctx, ports); err != nil {
 		return err
 	}
 	return m.runRecorded(ctx, rec)

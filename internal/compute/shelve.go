@@ -60,7 +60,7 @@ func (m *Manager) shelve(ctx context.Context, inst *object.Instance, imageID str
 	if clean {
 		timeout = m.shutdownTimeout(inst)
 	}
-	if err := m.powerOff(ctx, inst.UUID, timeout); err != nil {
+	if err := m.powerOffOrLeave(ctx, inst.UUID, timeout); err != nil {
 		return err
 	}
 	err = m.upload(ctx, inst, imageID, snapshotTasks{
@@ -91,7 +91,7 @@ func (m *Manager) shelve(ctx context.Context, inst *object.Instance, imageID str
 // shelveFailed deletes the image that came to nothing and lets the guest run again if its server does.
 // nova-compute leaves it stopped, and the next look at the power states stops the server.
 func (m *Manager) shelveFailed(ctx context.Context, inst *object.Instance, imageID string, err error) error {
-	if leaving(ctx) {
+	if leaving(ctx, err) {
 		return err
 	}
 	lasting := context.WithoutCancel(ctx)
@@ -131,7 +131,7 @@ func (m *Manager) shelveOffload(ctx context.Context, inst *object.Instance, clea
 	if clean {
 		timeout = m.shutdownTimeout(inst)
 	}
-	if err := m.powerOff(ctx, inst.UUID, timeout); err != nil {
+	if err := m.powerOffOrLeave(ctx, inst.UUID, timeout); err != nil {
 		return err
 	}
 	now, err := m.powerState(ctx, inst.UUID)

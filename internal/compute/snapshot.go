@@ -60,7 +60,7 @@ func (m *Manager) backupInstance(ctx context.Context, inst *object.Instance, arg
 
 // inSnapshotTurn waits for one of max_concurrent_snapshots.
 func (m *Manager) inSnapshotTurn(ctx context.Context, take func() error) error {
-	if err := m.snapshots.Acquire(ctx, 1); err != nil {
+	if err := m.await(ctx, func(ctx context.Context) error { return m.snapshots.Acquire(ctx, 1) }); err != nil {
 		return fmt.Errorf("wait for the snapshot's turn: %w", err)
 	}
 	defer m.snapshots.Release(1)
@@ -97,7 +97,7 @@ func (m *Manager) notifySnapshot(ctx context.Context, inst *object.Instance, ima
 // instance or an image that was deleted meanwhile is no failure; neither is one that somebody
 // else works on now.
 func (m *Manager) snapshotEnded(ctx context.Context, inst *object.Instance, imageID string, err error) error {
-	if err == nil || leaving(ctx) {
+	if err == nil || leaving(ctx, err) {
 		return err
 	}
 	log := reqctx.Log(ctx).WithField("image_id", imageID).WithError(err)

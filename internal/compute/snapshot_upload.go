@@ -54,7 +54,7 @@ func (m *Manager) upload(ctx context.Context, inst *object.Instance, imageID str
 	if err := advance(tasks.pending, tasks.begin); err != nil {
 		return err
 	}
-	if err := m.awaitQueued(ctx, imageID); err != nil {
+	if err := m.await(ctx, func(ctx context.Context) error { return m.awaitQueued(ctx, imageID) }); err != nil {
 		return err
 	}
 	// All that can be done before is: the guest may be frozen until the end of the upload.
@@ -77,7 +77,7 @@ func (m *Manager) upload(ctx context.Context, inst *object.Instance, imageID str
 	if err := advance(tasks.uploading, tasks.pending); err != nil {
 		return err
 	}
-	return m.sendRoot(ctx, imageID, root.path, options)
+	return m.await(ctx, func(ctx context.Context) error { return m.sendRoot(ctx, imageID, root.path, options) })
 }
 
 // snapshotFields are the fields of a snapshot's image that the compute service sets

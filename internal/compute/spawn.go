@@ -74,7 +74,7 @@ func (s *spawn) prepareNetwork(ctx context.Context) error {
 		s.order = append(s.order, alloc.Ports[i].ID)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.ports.Wait(gctx) })
+	g.Go(func() error { return s.m.await(gctx, s.ports.Wait) })
 	g.Go(func() error { return s.storeNetworkInfo(gctx) })
 	return g.Wait()
 }
@@ -367,7 +367,11 @@ func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync
 		}
 		req.MetadataImage = part
 	}
-	synced, err := m.Images.Sync(ctx, req)
+	var synced imagesync.Image
+	err := m.await(ctx, func(ctx context.Context) (err error) {
+		synced, err = m.Images.Sync(ctx, req)
+		return err
+	})
 	if err != nil {
 		return synced, imageError(image.ID, err)
 	}

@@ -79,7 +79,7 @@ func (m *Manager) laidAsideFailed(ctx context.Context, inst *object.Instance, fa
 			return failure
 		}
 	}
-	if leaving(ctx) {
+	if leaving(ctx, failure) {
 		return failure
 	}
 	err := m.Conductor.SaveInstance(context.WithoutCancel(ctx), inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil})

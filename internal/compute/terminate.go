@@ -39,7 +39,7 @@ func (m *Manager) deleteInstance(ctx context.Context, inst *object.Instance, own
 	case exception.Is(err, "InstanceNotFound"):
 		reqctx.Log(ctx).WithError(err).Info("instance was deleted already")
 		return nil
-	case leaving(ctx):
+	case leaving(ctx, err):
 		return err
 	}
 	err = novaError(inst, err)

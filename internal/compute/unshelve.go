@@ -142,7 +142,7 @@ func (u *unshelving) restored() map[string]any {
 
 // failed leaves the instance offloaded, as it was, with nothing on this host.
 func (u *unshelving) failed(ctx context.Context, cause error) error {
-	if leaving(ctx) {
+	if leaving(ctx, cause) {
 		return cause
 	}
 	m, inst := u.m, u.inst
@@ -216,5 +216,5 @@ func (s *spawn) rebindNetwork(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return s.ports.Wait(ctx)
+	return m.await(ctx, s.ports.Wait)
 }

@@ -112,6 +112,18 @@ func (j *Journal) Remove(o *Operation, keep bool) error {
 	return state.Delete(j.db, bucket, o.UUID)
 }
 
+// HandOver gives an operation to the next start of the agent. It was no fault of the operation that this one ended.
+func (j *Journal) HandOver(o *Operation) error {
+	j.disk.Lock()
+	defer j.disk.Unlock()
+	entry, ok, err := state.Get[Entry](j.db, bucket, o.UUID)
+	if err != nil || !ok || entry.Method != o.Method || entry.Resumed == 0 {
+		return err
+	}
+	entry.Resumed = 0
+	return state.Put(j.db, bucket, o.UUID, entry)
+}
+
 // Forget ends what Add began.
 func (j *Journal) Forget(o *Operation) {
 	j.mu.Lock()
