@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Refusal is what a compute host answered to a call that the lab's REST API does not lead to.
@@ -35,6 +37,20 @@ func (p *Plane) Refusals(ctx context.Context, server string) ([]Refusal, error) 
 		all = append(all, r)
 	}
 	return all, nil
+}
+
+// CacheImages asks a compute host for images as the conductor does with an rpc_response_timeout, which is how long the host may
+// give no sign of life. It returns what became of each.
+func (p *Plane) CacheImages(ctx context.Context, host string, responseTimeout time.Duration, images ...string) (map[string]string, error) {
+	text, err := p.compute(ctx, append([]string{"cache-images", host, strconv.Itoa(int(responseTimeout / time.Second))}, images...)...)
+	if err != nil {
+		return nil, err
+	}
+	var results map[string]string
+	if err := json.Unmarshal([]byte(text), &results); err != nil {
+		return nil, fmt.Errorf("read answer %q: %w", text, err)
+	}
+	return results, nil
 }
 
 // compute runs the helper that is nova's API without REST.

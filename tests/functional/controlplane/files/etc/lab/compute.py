@@ -2,8 +2,9 @@
 
     compute.py soft-delete SERVER...    as DELETE does where reclaim_instance_interval is set
     compute.py refused SERVER...        what a compute host is asked where there are volumes, or several cells
+    compute.py cache-images HOST SECONDS IMAGE...   as the conductor does with an rpc_response_timeout of so many seconds
 
-The second writes one JSON object per method: method, error (the class of the exception), text. The last one is of no method:
+The last one writes the answer, a JSON object. The second writes one JSON object per method: method, error (the class of the exception), text. The last one is of no method:
 its text is the number of volumes that the server has.
 """
 import json
@@ -44,6 +45,14 @@ def refused(caller, instance):
     write("", "", str(sum(m.is_volume for m in mappings)))
 
 
+def cache_images(host, seconds, *images):
+    config.CONF.set_override("rpc_response_timeout", int(seconds))
+    print(json.dumps(rpcapi.ComputeAPI().cache_images(context.get_admin_context(), host, list(images))))
+
+
+if sys.argv[1] == "cache-images":
+    cache_images(*sys.argv[2:])
+    sys.exit()
 do = {"soft-delete": compute.soft_delete, "refused": refused}[sys.argv[1]]
 for server in sys.argv[2:]:
     mapping = objects.InstanceMapping.get_by_instance_uuid(context.get_admin_context(), server)
