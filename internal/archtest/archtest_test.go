@@ -40,6 +40,7 @@ var allowed = []struct {
 	{"internal/serialconsole", []string{"internal/state", leaves}},
 	{"rpc/...", []string{"rpc/...", leaves}},
 	{"internal/state", []string{"internal/storage", leaves}},
+	{"internal/storage/storagetest", []string{"internal/storage/...", "internal/functest", leaves}},
 	{"internal/storage/...", []string{"internal/storage/...", leaves}},
 	{"internal/transfer", []string{"internal/storage", leaves}},
 	{"driver/...", []string{"driver/...", "flavor", "vif", "internal/storage/...", "internal/state", leaves}},
@@ -64,7 +65,7 @@ const leaves = "leaves"
 
 var leafPackages = []string{
 	"internal/reqctx", "internal/keylock", "internal/metrics", "internal/hostinfo", "internal/idattr", "internal/stopwatch",
-	"internal/fdio", "internal/functest",
+	"internal/fdio",
 }
 
 // fences map a library to the only trees that may import it.
