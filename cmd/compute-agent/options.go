@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/compute/console"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/usage"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
@@ -140,7 +141,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		ImageCacheInterval:     c.ImageCache.ManagerInterval, RemoveUnusedImages: c.ImageCache.RemoveUnusedBaseImages,
 		UnusedImageAge: c.ImageCache.RemoveUnusedOriginalMinimumAgeSeconds, PrecacheConcurrency: c.ImageCache.PrecacheConcurrency,
 		ImageCacheMaxBytes: int64(c.LXC.ImageCacheMaxGB) << 30,
-		SerialConsole: compute.SerialConsole{
+		SerialConsole: console.SerialSettings{
 			Enabled: c.SerialConsole.Enabled, BaseURL: c.SerialConsole.BaseURL, Address: c.SerialConsole.ProxyclientAddress,
 			First: c.SerialConsole.PortRange.First, Last: c.SerialConsole.PortRange.Last, TokenTTL: c.ConsoleAuth.TokenTTL,
 		},

@@ -51,6 +51,7 @@ var allowed = []struct {
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
+	{"internal/compute/console", []string{"driver", "rpc", "internal/nova/...", "internal/serialconsole", "internal/state", leaves}},
 	{"internal/compute/diagnostics", []string{"driver", "vif", "internal/nova/...", leaves}},
 	{"internal/compute/glanceimage", []string{"flavor", "imagesync", "internal/nova/...", "internal/openstack/glance", leaves}},
 	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/internal/compute/console"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 )
 
@@ -26,7 +27,7 @@ func consoles(t *testing.T, ports ...int) *world {
 		first, last = ports[0], ports[1]
 	}
 	w := built(t, func(o *Options) {
-		o.SerialConsole = SerialConsole{
+		o.SerialConsole = console.SerialSettings{
 			Enabled: true, BaseURL: "ws://proxy:6083/", Address: "127.0.0.1", First: first, Last: last, TokenTTL: 10 * time.Minute,
 		}
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/internal/compute/console"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 )
 
@@ -37,10 +38,10 @@ func TestConsoleOutput(t *testing.T) {
 	require.True(t, strings.HasPrefix(got.(string), "one"))
 	require.Empty(t, w.nova.Log(), "a query leaves no trace")
 
-	w.driver.WriteConsole(uuid, strings.Repeat("x", maxConsoleBytes))
+	w.driver.WriteConsole(uuid, strings.Repeat("x", console.MaxBytes))
 	got, err = w.operate("get_console_output", "", nil)
 	require.NoError(t, err)
-	require.Len(t, got, maxConsoleBytes)
+	require.Len(t, got, console.MaxBytes)
 }
 
 func TestConsoleOutputFailures(t *testing.T) {

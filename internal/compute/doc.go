@@ -2,7 +2,8 @@
 // RPC API and makes the instances of this host be what they ask for.
 //
 // One file holds one family of methods (build.go, terminate.go, power.go, …);
-// methods.go is the table of all of them, refused ones included. The manager
+// methods.go is the table of all of them, refused ones included. What has a reason of its own
+// and needs nothing of the manager is a package below this one. The manager
 // translates: between Nova's objects and the plain structures of driver, vif,
 // imagesync and storage, and between their errors and Nova's exception classes.
 //

@@ -10,6 +10,7 @@ import (
 	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
+	"github.com/compute-agent/compute-agent/internal/compute/console"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
@@ -25,7 +26,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/openstack/placement"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/resource"
-	"github.com/compute-agent/compute-agent/internal/serialconsole"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/transfer"
@@ -77,7 +77,7 @@ type Options struct {
 	PrecacheConcurrency int           // [image_cache] precache_concurrency: images cached at the same time
 	ImageCacheMaxBytes  int64         // [lxc] image_cache_max_gb; 0: no cap
 
-	SerialConsole          SerialConsole
+	SerialConsole          console.SerialSettings
 	UsageAudit             usage.Settings
 	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
@@ -131,7 +131,7 @@ type Manager struct {
 	arrivals   arrivals         // root disks that come here
 	departures departures       // root disks that this host offers
 
-	consoles *serialconsole.Server // nil: this host has none
+	consoles *console.Serial // nil: this host has none
 
 	caches    keylock.Locks // by instance UUID: reading ports and storing them in the info cache
 	refreshes refreshes
@@ -152,7 +152,7 @@ func New(o Options, d Deps) *Manager {
 		journal:    journal.New(d.DB),
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
-		consoles:   newConsoles(o.SerialConsole, d),
+		consoles:   console.NewSerial(o.SerialConsole, o.Host, d.Driver, d.Conductor, d.DB),
 	}
 }
 

@@ -184,7 +184,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 			step("unplug port "+v.PortID, err)
 		}
 	}
-	step("release console", m.forgetConsole(uuid))
+	step("release console", m.consoles.Forget(uuid))
 	step("delete root disks", m.deleteRoots(ctx, uuid))
 	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
 	step("remove config drive", m.Drives.Remove(ctx, uuid))
