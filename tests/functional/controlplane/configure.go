@@ -57,7 +57,7 @@ func (p *Plane) configure(ctx context.Context) error {
 	if p.Routers {
 		plugins = "router"
 	}
-	values := map[string]string{
+	values := map[string]any{
 		"Database":     "mysql+pymysql://lab:" + Password + "@127.0.0.1",
 		"Host":         p.Host,
 		"Net":          p.Net,
@@ -65,6 +65,7 @@ func (p *Plane) configure(ctx context.Context) error {
 		"Peer":         PeerHost,
 		"PhysicalLink": physicalLink,
 		"Plugins":      plugins,
+		"Release":      p.Release.settings,
 		"Transport":    TransportURL(),
 	}
 	functions := template.FuncMap{"auth": authSection, "token": tokenSection}

@@ -10,6 +10,8 @@ import (
 	"text/template"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/internal/nova/release"
 )
 
 func TestWordsOfARule(t *testing.T) {
@@ -21,8 +23,9 @@ func TestWordsOfARule(t *testing.T) {
 
 func TestEveryFileIsATemplate(t *testing.T) {
 	t.Parallel()
-	values := map[string]string{
-		"Database": "DB", "Host": "h", "Net": OVS, "Password": "p", "Peer": PeerHost, "PhysicalLink": physicalLink, "Plugins": "", "Transport": "T",
+	values := map[string]any{
+		"Database": "DB", "Host": "h", "Net": OVS, "Password": "p", "Peer": PeerHost, "PhysicalLink": physicalLink, "Plugins": "",
+		"Release": releases["epoxy"].settings, "Transport": "T",
 	}
 	functions := template.FuncMap{"auth": authSection, "token": tokenSection}
 	count := 0
@@ -97,4 +100,30 @@ func TestAgentConfigKeepsToItsDirectory(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, text, "state_path = /base/agent/state\n")
 	require.Contains(t, text, "ovsdb_connection = tcp:127.0.0.1:6640\n")
+}
+
+func TestReleaseOfADirectory(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	p, err := New(Options{Base: base, Release: "epoxy", Out: io.Discard})
+	require.NoError(t, err)
+	require.Equal(t, OVS, p.Net, "its only kind of network")
+	require.NoError(t, p.setMark("release", p.Release.Name))
+	again, err := New(Options{Base: base, Out: io.Discard})
+	require.NoError(t, err)
+	require.Equal(t, "trixie", again.Release.suite)
+	_, err = New(Options{Base: base, Net: LinuxBridge, Out: io.Discard})
+	require.ErrorContains(t, err, "epoxy has ovs")
+	_, err = New(Options{Base: base, Release: "yoga"})
+	require.ErrorContains(t, err, "epoxy, hibiscus, zed are known")
+}
+
+func TestEveryReleaseIsOfCompute(t *testing.T) {
+	t.Parallel()
+	for name, r := range releases {
+		_, err := release.ByName(name)
+		require.NoError(t, err)
+		require.NotEmpty(t, r.nets, name)
+		require.Len(t, r.settings.WSGI, 6, name)
+	}
 }

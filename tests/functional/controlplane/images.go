@@ -53,7 +53,7 @@ func (p *Plane) makeDebianImage(ctx context.Context) error {
 
 // debianTree makes a root file system of the packages and the files.
 func (p *Plane) debianTree(ctx context.Context, tree string, packages []string, files map[string]string) error {
-	if err := p.copyMinbase(ctx, tree); err != nil {
+	if err := p.copyMinbase(ctx, guestSuite, tree); err != nil {
 		return err
 	}
 	if err := p.aptInstall(ctx, tree, "apt-"+filepath.Base(tree), packages); err != nil {

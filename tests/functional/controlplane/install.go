@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,22 +12,28 @@ import (
 	"time"
 )
 
-const suite = "bookworm" // Debian 12, whose OpenStack is Zed
-
-// packages of the chroot. nova-compute is not among them: its code is in python3-nova, and that is enough for the peer.
+// packages of the chroot in every release. nova-compute is not among them: its code is in python3-nova, and that is enough for the peer.
 var packages = []string{
 	"mariadb-server", "rabbitmq-server", "memcached",
 	"keystone", "glance-api", "placement-api",
 	"nova-api", "nova-conductor", "nova-scheduler", "python3-websockify",
 	"neutron-common", "neutron-dhcp-agent", "neutron-metadata-agent",
-	"neutron-linuxbridge-agent", "neutron-openvswitch-agent",
-	"python3-openstackclient", "python3-pymysql", "python3-memcache",
+	"neutron-openvswitch-agent",
+	"python3-openstackclient", "python3-pymysql",
 	"uwsgi-plugin-python3", "openvswitch-switch", "dnsmasq-base", "haproxy",
 	"bridge-utils", "nftables", "iptables", "ebtables", "ipset", "conntrack", "iproute2", "procps", "sudo", "busybox-static",
 }
 
-// minbase is a Debian system without anything, the start of the chroot and of the guest image.
-func (p *Plane) minbase() string { return p.path("minbase") }
+// guestSuite is the Debian of the guest image, whatever the release of the control plane: Debian 12.
+const guestSuite = "bookworm"
+
+// minbase is a Debian system without anything, the start of the chroot or of the guest image.
+func (p *Plane) minbase(suite string) string {
+	if suite == guestSuite {
+		return p.path("minbase")
+	}
+	return p.path("minbase-" + suite)
+}
 
 // Install makes the chroot and the images. It needs root, apt and debootstrap, takes minutes the first time and nothing afterwards.
 func (p *Plane) Install(ctx context.Context) error {
@@ -36,17 +43,24 @@ func (p *Plane) Install(ctx context.Context) error {
 	if err := os.MkdirAll(p.path("log"), 0o755); err != nil {
 		return err
 	}
-	err := p.once("minbase", func() error {
-		p.Say("fetching a Debian base system")
-		return p.debootstrap(ctx)
-	})
-	if err != nil {
+	if holds := cmp.Or(p.mark("release"), DefaultRelease); p.mark("packages") != "" && holds != p.Release.Name {
+		return fmt.Errorf("install %s in %s: it holds %s", p.Release.Name, p.Base, holds)
+	}
+	if err := p.setMark("release", p.Release.Name); err != nil {
 		return err
 	}
-	err = together(
+	for _, suite := range slices.Compact([]string{guestSuite, p.Release.suite}) {
+		if err := p.once(filepath.Base(p.minbase(suite)), func() error {
+			p.Say("fetching a Debian base system (%s)", suite)
+			return p.debootstrap(ctx, suite)
+		}); err != nil {
+			return err
+		}
+	}
+	err := together(
 		func() error {
 			return p.once("packages", func() error {
-				p.Say("installing the control plane's packages (about 280 MB, some minutes)")
+				p.Say("installing the control plane's packages of %s (about 280 MB, some minutes)", p.Release.Name)
 				return p.installPackages(ctx)
 			})
 		},
@@ -80,11 +94,12 @@ func (p *Plane) AddPackages(ctx context.Context, packages ...string) (err error)
 	return p.aptInstall(ctx, p.Root, "apt", missing)
 }
 
-// source is one place that this machine's apt takes Debian 12 from.
+// source is one place that apt takes a suite of Debian from.
 type source struct{ uri, release string }
 
-// sources reads the mirrors out of apt's own view of its configuration.
-func sources(ctx context.Context) ([]source, error) {
+// sources are those of a suite. The mirrors are read out of apt's own view of this machine's configuration, which is Debian 12's: they carry
+// the other suites too.
+func sources(ctx context.Context, suite string) ([]source, error) {
 	text, err := host(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
 	if err != nil {
 		return nil, err
@@ -95,29 +110,37 @@ func sources(ctx context.Context) ([]source, error) {
 		if len(fields) != 3 || fields[2] != "main" {
 			continue
 		}
-		s := source{strings.TrimSuffix(fields[0], "/"), fields[1]}
-		known := s.release == suite || s.release == suite+"-updates" || s.release == suite+"-security"
-		if known && !slices.Contains(found, s) {
+		part, ours := strings.CutPrefix(fields[1], guestSuite)
+		s := source{strings.TrimSuffix(fields[0], "/"), suite + part}
+		if ours && slices.Contains(suiteParts(suite), part) && !slices.Contains(found, s) {
 			found = append(found, s)
 		}
 	}
 	if !slices.ContainsFunc(found, func(s source) bool { return s.release == suite }) {
-		return nil, fmt.Errorf("find a mirror: the apt sources of this machine have no %s main; is it Debian 12?", suite)
+		return nil, fmt.Errorf("find a mirror: the apt sources of this machine have no %s main; is it Debian 12?", guestSuite)
 	}
 	return found, nil
 }
 
-func (p *Plane) debootstrap(ctx context.Context) error {
-	from, err := sources(ctx)
+// suiteParts are what follows the name of a suite in those that belong to it. Debian's unstable one has nothing but itself.
+func suiteParts(suite string) []string {
+	if suite == "sid" {
+		return []string{""}
+	}
+	return []string{"", "-updates", "-security"}
+}
+
+func (p *Plane) debootstrap(ctx context.Context, suite string) error {
+	from, err := sources(ctx, suite)
 	if err != nil {
 		return err
 	}
 	i := slices.IndexFunc(from, func(s source) bool { return s.release == suite })
 	err = retry(ctx, func() error {
-		if err := os.RemoveAll(p.minbase()); err != nil {
+		if err := os.RemoveAll(p.minbase(suite)); err != nil {
 			return err
 		}
-		_, err := host(ctx, "debootstrap", "--variant=minbase", "--include=ca-certificates", suite, p.minbase(), from[i].uri)
+		_, err := host(ctx, "debootstrap", "--variant=minbase", "--include=ca-certificates", suite, p.minbase(suite), from[i].uri)
 		return err
 	})
 	if err != nil {
@@ -138,11 +161,11 @@ func (p *Plane) debootstrap(ctx context.Context) error {
 		"usr/sbin/policy-rc.d":     "#!/bin/sh\nexit 101\n", // no service starts by itself
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(p.minbase(), name), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(p.minbase(suite), name), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
-	return os.Chmod(filepath.Join(p.minbase(), "usr/sbin/policy-rc.d"), 0o755)
+	return os.Chmod(filepath.Join(p.minbase(suite), "usr/sbin/policy-rc.d"), 0o755)
 }
 
 // aptSettings are this machine's own about proxies and checks: what reaches the mirror here must reach it from the chroot.
@@ -179,11 +202,11 @@ func retry(ctx context.Context, step func() error) error {
 }
 
 // copyMinbase starts a root file system at the target.
-func (p *Plane) copyMinbase(ctx context.Context, target string) error {
+func (p *Plane) copyMinbase(ctx context.Context, suite, target string) error {
 	if err := os.RemoveAll(target); err != nil {
 		return err
 	}
-	if _, err := host(ctx, "cp", "-a", "--reflink=auto", p.minbase(), target); err != nil {
+	if _, err := host(ctx, "cp", "-a", "--reflink=auto", p.minbase(suite), target); err != nil {
 		return err
 	}
 	return copyFile("/etc/resolv.conf", filepath.Join(target, "etc/resolv.conf"))
@@ -217,7 +240,7 @@ func (p *Plane) installPackages(ctx context.Context) error {
 	if err := p.unmount(); err != nil { // of an Install that was cut short
 		return err
 	}
-	if err := p.copyMinbase(ctx, p.Root); err != nil {
+	if err := p.copyMinbase(ctx, p.Release.suite, p.Root); err != nil {
 		return err
 	}
 	if err := p.mount(); err != nil {
@@ -227,7 +250,7 @@ func (p *Plane) installPackages(ctx context.Context) error {
 	var answers strings.Builder
 	for _, name := range []string{
 		"keystone", "glance-common", "glance-api", "nova-common", "nova-api", "placement-common", "placement-api",
-		"neutron-common",
+		"neutron-common", "neutron-api",
 	} {
 		fmt.Fprintf(&answers, "%s %s/configure_db boolean false\n%s %s/register-endpoint boolean false\n", name, name, name, name)
 	}
@@ -240,7 +263,7 @@ func (p *Plane) installPackages(ctx context.Context) error {
 	if _, err := p.Run(ctx, "root", "debconf-set-selections", "/root/answers"); err != nil {
 		return err
 	}
-	if err := p.aptInstall(ctx, p.Root, "apt", packages); err != nil {
+	if err := p.aptInstall(ctx, p.Root, "apt", slices.Concat(packages, p.Release.packages)); err != nil {
 		return err
 	}
 	// A service that the packages started in spite of policy-rc.d (epmd does) holds a port and the mounts.

@@ -1,12 +1,14 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,9 +49,12 @@ const (
 
 // Options says where the control plane is and of what kind.
 type Options struct {
-	Base string    // everything is below it; "" is $COMPUTE_AGENT_LAB_BASE or /var/lib/compute-agent-lab
-	Net  string    // LinuxBridge or OVS; "" is what it was last, or LinuxBridge
+	Base string    // everything is below it; "" is $COMPUTE_AGENT_LAB_BASE, or what DefaultBase says of the release
+	Net  string    // LinuxBridge or OVS; "" is what it was last, or what the release has
 	Out  io.Writer // progress, one line a step; nil is standard error
+
+	// Release is the name of one of OpenStack; "" is that of what Base holds, or DefaultRelease.
+	Release string
 }
 
 // Plane is one control plane. Its methods may be used by one goroutine at a time, unless they say otherwise.
@@ -59,6 +64,8 @@ type Plane struct {
 	Net  string
 	Host string // this machine's name, which the agents and services run under
 
+	Release Release
+
 	// Routers makes Up start neutron's L3 agent too, for routers and floating addresses. Its package is RouterPackage.
 	Routers bool
 
@@ -67,16 +74,18 @@ type Plane struct {
 	outMu sync.Mutex // guards writes to out
 }
 
+// DefaultBase is where the control plane of a release is, unless it is said.
+func DefaultBase(release string) string {
+	const base = "/var/lib/compute-agent-lab"
+	if release == "" || release == DefaultRelease {
+		return base
+	}
+	return base + "-" + release
+}
+
 // New describes a control plane; it touches nothing.
 func New(o Options) (*Plane, error) {
-	base := o.Base
-	if base == "" {
-		base = os.Getenv(EnvBase)
-	}
-	if base == "" {
-		base = "/var/lib/compute-agent-lab"
-	}
-	base, err := filepath.Abs(base)
+	base, err := filepath.Abs(cmp.Or(o.Base, os.Getenv(EnvBase), DefaultBase(o.Release)))
 	if err != nil {
 		return nil, err
 	}
@@ -84,18 +93,16 @@ func New(o Options) (*Plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read host name: %w", err)
 	}
-	p := &Plane{Base: base, Root: filepath.Join(base, "root"), Net: o.Net, Host: host, out: o.Out, start: time.Now()}
+	p := &Plane{Base: base, Root: filepath.Join(base, "root"), Host: host, out: o.Out, start: time.Now()}
 	if p.out == nil {
 		p.out = os.Stderr
 	}
-	if p.Net == "" {
-		p.Net = p.mark("net")
+	if p.Release, err = releaseNamed(cmp.Or(o.Release, p.mark("release"), DefaultRelease)); err != nil {
+		return nil, err
 	}
-	if p.Net == "" {
-		p.Net = LinuxBridge
-	}
-	if p.Net != LinuxBridge && p.Net != OVS {
-		return nil, fmt.Errorf("unknown kind of network %q: %s and %s are known", p.Net, LinuxBridge, OVS)
+	p.Net = cmp.Or(o.Net, p.mark("net"), p.Release.nets[0])
+	if !slices.Contains(p.Release.nets, p.Net) {
+		return nil, fmt.Errorf("unknown kind of network %q: %s has %s", p.Net, p.Release.Name, strings.Join(p.Release.nets, " and "))
 	}
 	return p, nil
 }

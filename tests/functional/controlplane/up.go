@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,8 +27,9 @@ var rabbitEnv = []string{
 	"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + erlangOnLoop + " +sbwt none +sbwtdcpu none +sbwtdio none",
 }
 
-func uwsgiService(name, user string) service {
-	return service{name, user, []string{"HOME=/var/lib/" + user}, []string{"/usr/bin/uwsgi_python3", "--ini", "/etc/lab/" + name + ".ini"}}
+func uwsgiService(name, user string, more ...string) service {
+	args := append([]string{"/usr/bin/uwsgi_python3", "--ini", "/etc/lab/" + name + ".ini"}, more...)
+	return service{name, user, []string{"HOME=/var/lib/" + user}, args}
 }
 
 func novaService(name string) service {
@@ -116,7 +118,7 @@ func (p *Plane) startDatabase(ctx context.Context) error {
 	if err := p.startServices(
 		uwsgiService("keystone", "keystone"),
 		uwsgiService("placement", "placement"),
-		service{"glance-api", "glance", []string{"HOME=/var/lib/glance"}, []string{"/usr/bin/glance-api"}},
+		p.Release.image,
 	); err != nil {
 		return err
 	}
@@ -254,12 +256,12 @@ func (p *Plane) startControl(ctx context.Context) error {
 	if p.Net == OVS {
 		l2, l2Conf = "neutron-openvswitch-agent", "/etc/neutron/plugins/ml2/openvswitch_agent.ini"
 	}
-	err := p.startServices(
-		neutronService("neutron-server", "neutron-server", mlConf),
+	err := p.startServices(append(
+		slices.Clone(p.Release.network),
 		novaService("nova-conductor"),
 		novaService("nova-scheduler"),
 		uwsgiService("nova-api", "nova"),
-	)
+	)...)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 // Command controlplane installs, starts and stops the OpenStack control plane of the functional tests.
 //
-//	go run ./tests/functional/controlplane/cmd [-base DIR] [-net linuxbridge|ovs] COMMAND
+//	go run ./tests/functional/controlplane/cmd [-base DIR] [-release NAME] [-net linuxbridge|ovs] COMMAND
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
 )
 
-const usage = `usage: controlplane [-base DIR] [-net linuxbridge|ovs] COMMAND
+const usage = `usage: controlplane [-base DIR] [-release NAME] [-net linuxbridge|ovs] COMMAND
   install         fetch and unpack everything (needs apt)
   up              start it; installs it first when needed
   run CMD ARG...  up, run the command with variables that tell tests where it is, down
@@ -42,8 +42,9 @@ func main() {
 
 func run(ctx context.Context) error {
 	var options controlplane.Options
-	flag.StringVar(&options.Base, "base", "", "directory of the control plane (default $COMPUTE_AGENT_LAB_BASE or /var/lib/compute-agent-lab)")
-	flag.StringVar(&options.Net, "net", "", "linuxbridge or ovs (default what it was last)")
+	flag.StringVar(&options.Base, "base", "", "directory of the control plane (default $COMPUTE_AGENT_LAB_BASE, or below /var/lib by the release)")
+	flag.StringVar(&options.Release, "release", "", "of OpenStack: zed or epoxy (default what the directory holds, or zed)")
+	flag.StringVar(&options.Net, "net", "", "linuxbridge or ovs (default what it was last, or the first that the release has)")
 	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	flag.Parse()
 	plane, err := controlplane.New(options)
@@ -118,7 +119,7 @@ func status(plane *controlplane.Plane) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(plane.Base, plane.Net)
+	fmt.Println(plane.Base, plane.Release.Name, plane.Net)
 	for _, s := range services {
 		state := fmt.Sprintf("pid %d", s.PID)
 		if s.PID == 0 {
