@@ -14,10 +14,12 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
+# Of the control plane that the functional tests run against: zed, epoxy or hibiscus.
+RELEASE ?= zed
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 
-.PHONY: help build test check unit race fuzz-short lint functional functional-packages functional-linuxbridge functional-ovs bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
+.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -54,17 +56,29 @@ $(GOLANGCI):
 	GOBIN=$(abspath $(TOOLS)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 	mv $(TOOLS)/golangci-lint $@
 
-functional: prerequisites ## functional tests: Linux bridge, then Open vSwitch
+functional: prerequisites ## functional tests: Linux bridge, then Open vSwitch; RELEASE=epoxy or hibiscus for another control plane
 	tests/functional/prerequisites.sh tests
+	$(MAKE) --no-print-directory functional-$(RELEASE)
+
+functional-zed:
 	$(LAB) -net linuxbridge run $(MAKE) --no-print-directory functional-packages functional-linuxbridge
 	$(LAB) -net ovs run $(MAKE) --no-print-directory functional-ovs
+
+functional-epoxy functional-hibiscus: functional-%:
+	$(LAB) -release $* run $(MAKE) --no-print-directory functional-clients functional-all
 
 # These need a control plane that is up.
 functional-packages:
 	$(FUNCTIONAL) -p 1 -timeout 20m $$(find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)
 
+functional-clients: # of the packages, those that speak with the control plane
+	$(FUNCTIONAL) -p 1 -timeout 10m ./rpc/rabbit ./internal/nova/conductor ./internal/openstack/...
+
 functional-linuxbridge:
 	$(FUNCTIONAL) -v -timeout 60m ./tests/functional
+
+functional-all:
+	$(FUNCTIONAL) -v -timeout 90m ./tests/functional
 
 functional-ovs:
 	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot)' ./tests/functional
