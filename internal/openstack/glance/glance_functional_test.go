@@ -20,6 +20,9 @@ import (
 	"github.com/compute-agent/compute-agent/internal/openstack/ostest"
 )
 
+// unsaid is the length of a body that Glance sends behind a server that takes the length away, as Debian 13 sets up uwsgi.
+const unsaid = -1
+
 // TestDownload reads the image "busybox-rootfs" in one go and in two parts.
 func TestDownload(t *testing.T) {
 	cloud := ostest.Need(t)
@@ -41,7 +44,7 @@ func TestDownload(t *testing.T) {
 	started = time.Now()
 	body, size, err := c.Open(ctx, image.ID, 0)
 	require.NoError(t, err)
-	require.Equal(t, *image.Size, size)
+	require.Contains(t, []int64{*image.Size, unsaid}, size)
 	first := time.Since(started)
 	hash := sha512.New()
 	n, err := io.Copy(hash, body)
@@ -59,7 +62,7 @@ func TestDownload(t *testing.T) {
 	require.NoError(t, body.Close())
 	body, size, err = c.Open(ctx, image.ID, half)
 	require.NoError(t, err)
-	require.Equal(t, *image.Size-half, size)
+	require.Contains(t, []int64{*image.Size - half, unsaid}, size)
 	_, err = io.Copy(hash, body)
 	require.NoError(t, err)
 	require.NoError(t, body.Close())

@@ -11,6 +11,9 @@ import (
 type Release struct {
 	Name string // as compute-agent's own option "release" has it
 
+	// InspectsDisks: Glance refuses disk images that could make a host open other files, or of another format than they claim.
+	InspectsDisks bool
+
 	suite    string   // of Debian
 	nets     []string // kinds of network that its neutron has an agent for; the first is the default
 	packages []string // of the chroot, besides the common ones
@@ -40,6 +43,8 @@ var releases = map[string]Release{
 		settings: settings{Cache: "oslo_cache.memcache_pool", WSGI: scripts},
 	},
 	"epoxy": {
+		InspectsDisks: true,
+
 		suite:    "trixie",
 		nets:     []string{OVS},
 		packages: neutronParts,
@@ -48,6 +53,8 @@ var releases = map[string]Release{
 		settings: settings{Cache: "dogpile.cache.pymemcache", TransientQueues: true, WSGI: scripts},
 	},
 	"hibiscus": {
+		InspectsDisks: true,
+
 		suite:    "sid",
 		nets:     []string{OVS},
 		packages: neutronParts,
