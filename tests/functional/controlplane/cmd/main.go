@@ -43,7 +43,7 @@ func main() {
 func run(ctx context.Context) error {
 	var options controlplane.Options
 	flag.StringVar(&options.Base, "base", "", "directory of the control plane (default $COMPUTE_AGENT_LAB_BASE, or below /var/lib by the release)")
-	flag.StringVar(&options.Release, "release", "", "of OpenStack: zed or epoxy (default what the directory holds, or zed)")
+	flag.StringVar(&options.Release, "release", "", "of OpenStack: zed, epoxy or hibiscus (default what the directory holds, or zed)")
 	flag.StringVar(&options.Net, "net", "", "linuxbridge or ovs (default what it was last, or the first that the release has)")
 	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	flag.Parse()
