@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+	"github.com/compute-agent/compute-agent/tests/functional/lab"
 )
 
 // flavor makes a flavor for one test.
@@ -30,7 +31,15 @@ func flavor(t *testing.T, want cloud.NewFlavor, specs map[string]string) string 
 // sizeInside is a file system's size in GiB, as df shows it in the guest.
 func sizeInside(t *testing.T, id, path string) float64 {
 	t.Helper()
-	lines := strings.Split(inside(t, id, "df", "-kP", path), "\n")
+	return sizeOn(t, shared, id, path)
+}
+
+// sizeOn is sizeInside for a guest of any host.
+func sizeOn(t *testing.T, l *lab.Lab, id, path string) float64 {
+	t.Helper()
+	out, err := l.Agent.Exec(within(t, 30*time.Second), id, "df", "-kP", path)
+	require.NoError(t, err)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
 	fields := strings.Fields(lines[len(lines)-1])
 	require.Equal(t, path, fields[len(fields)-1], "a file system of its own: %v", lines)
 	blocks, err := strconv.Atoi(fields[1])

@@ -14,12 +14,12 @@ import (
 )
 
 // TestShelve: with shelved_offload_time at its default the server leaves the host at once, and comes back with its
-// data and its address.
+// data and its address. Its ephemeral disk is a new one then.
 func TestShelve(t *testing.T) {
 	before := snapshot(t)
-	server := boot(t, cloud.NewServer{Flavor: shared.Small})
+	server := boot(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1, Ephemeral: 1}, nil)})
 	answers(t, server)
-	inside(t, server.ID, "sh", "-c", "echo mine > /mark")
+	inside(t, server.ID, "sh", "-c", "echo mine > /mark; echo lost > /mnt/mark")
 	ports, err := shared.Admin.Ports(within(t, 20*time.Second), "device_id="+server.ID)
 	require.NoError(t, err)
 	require.Len(t, ports, 1)
@@ -52,6 +52,8 @@ func TestShelve(t *testing.T) {
 	require.Equal(t, server.IP(), back.IP())
 	answers(t, back)
 	require.Equal(t, "mine", inside(t, server.ID, "cat", "/mark"))
+	require.InDelta(t, 1, sizeInside(t, server.ID, "/mnt"), 0.07)
+	require.Equal(t, "new", inside(t, server.ID, "sh", "-c", "test -e /mnt/mark || echo new"))
 	require.Empty(t, images(t, server.ID), "the image is of no use any more")
 	act(t, server.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
 	require.Equal(t, "mine", inside(t, server.ID, "cat", "/mark"))

@@ -1,0 +1,75 @@
+//go:build functional
+
+package lxc
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/driver"
+)
+
+const mebi = 1 << 20
+
+// swap gives the host swap until the test ends, if it has none.
+func swap(t *testing.T) {
+	t.Helper()
+	if hostMemory(t).Totalswap > 0 {
+		return
+	}
+	file := filepath.Join(testDir(t), "swap")
+	require.NoError(t, os.WriteFile(file, make([]byte, 96*mebi), 0o600)) // without holes
+	out, err := exec.CommandContext(t.Context(), "mkswap", file).CombinedOutput()
+	require.NoErrorf(t, err, "%s", out)
+	out, err = exec.CommandContext(t.Context(), "swapon", file).CombinedOutput()
+	need(t, err == nil, "swap, or a file system that can hold it: "+string(out))
+	t.Cleanup(func() {
+		out, err := exec.Command("swapoff", file).CombinedOutput() //nolint:noctx // a clean-up
+		require.NoErrorf(t, err, "%s", out)
+	})
+}
+
+func hostMemory(t *testing.T) unix.Sysinfo_t {
+	t.Helper()
+	var host unix.Sysinfo_t
+	require.NoError(t, unix.Sysinfo(&host))
+	return host
+}
+
+// TestFunctionalSuspendGivesMemoryBack: what a guest holds in memory goes to the host's swap while it is suspended, and is there again
+// when it goes on. A flavor without swap keeps no guest from that, and the guest's limit is as before.
+func TestFunctionalSuspendGivesMemoryBack(t *testing.T) {
+	d := newDriver(t)
+	swap(t)
+	const held = 32 * mebi
+	spec := started(t, d, nil, func(s *driver.Spec) {
+		if d.cgroups.layout == layoutV2 {
+			s.Limits.SwapBytes = 0
+		}
+	})
+	sum := run(t, d, spec.UUID, "mkdir -p /ram && mount -t tmpfs ram /ram && dd if=/dev/urandom of=/ram/data bs=1M count=32 2>/dev/null; md5sum /ram/data")
+	memory := func() int64 { return d.cgroups.number("memory", payload(spec.Name), d.cgroups.memoryFile()) }
+	before := memory()
+	require.Greater(t, before, int64(held))
+
+	require.NoError(t, d.Suspend(t.Context(), spec.UUID))
+	require.Equal(t, driver.PowerStateSuspended, info(t, d, spec.UUID).PowerState)
+	after := memory()
+	t.Logf("memory of the guest: %d MiB, suspended %d MiB", before/mebi, after/mebi)
+	require.Less(t, after, before-held*3/4)
+	if d.cgroups.layout == layoutV2 {
+		limit, err := os.ReadFile(d.cgroups.file(unified, payload(spec.Name), "memory.swap.max"))
+		require.NoError(t, err)
+		require.Equal(t, "0\n", string(limit))
+	}
+
+	require.NoError(t, d.Resume(t.Context(), spec.UUID))
+	require.Equal(t, sum, run(t, d, spec.UUID, "md5sum /ram/data"))
+	require.Greater(t, memory(), int64(held))
+	require.NoError(t, d.Stop(t.Context(), spec.UUID, 0, 0))
+}
