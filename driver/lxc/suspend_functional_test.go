@@ -29,7 +29,7 @@ func swap(t *testing.T) {
 	out, err = exec.CommandContext(t.Context(), "swapon", file).CombinedOutput()
 	need(t, err == nil, "swap, or a file system that can hold it: "+string(out))
 	t.Cleanup(func() {
-		out, err := exec.Command("swapoff", file).CombinedOutput() //nolint:noctx // a clean-up
+		out, err := exec.Command("swapoff", file).CombinedOutput()
 		require.NoErrorf(t, err, "%s", out)
 	})
 }

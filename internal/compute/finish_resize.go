@@ -76,6 +76,9 @@ func (m *Manager) finishSteps(ctx context.Context, mv *move) error {
 	if err == nil {
 		err = m.saveMapping(ctx, inst.UUID, old, wanted)
 	}
+	if err == nil {
+		err = m.saveSwap(ctx, inst.UUID, old, wanted)
+	}
 	if err != nil {
 		return err
 	}

@@ -57,8 +57,32 @@ func resizedMappings(bdms []*object.BlockDeviceMapping, from, to *object.Flavor)
 	return bdms
 }
 
-// saveMapping stores the size that the flavor's own disk has by now, as nova-compute does for swap disks
-// (2023.1, nova/compute/manager.py:_update_bdm_for_swap_to_finish_resize): a rebuild goes by it.
+// saveSwap gives the mapping of an instance's swap the size of its flavor, as nova-compute does since 2023.1
+// (nova/compute/manager.py:_update_bdm_for_swap_to_finish_resize): a rebuild goes by it. Without a mapping the swap is the
+// flavor's, so none is made for a flavor that brings the first.
+func (m *Manager) saveSwap(ctx context.Context, uuid string, from, to *object.Flavor) error {
+	if from == nil || from.Swap == to.Swap {
+		return nil
+	}
+	bdms, err := m.Conductor.BDMs(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	_, swaps := blankDisks(bdms)
+	for _, b := range swaps {
+		if to.Swap == 0 {
+			err = m.Conductor.DestroyBDM(ctx, b)
+		} else {
+			err = m.Conductor.SaveBDM(ctx, b, map[string]any{"volume_size": to.Swap})
+		}
+		if err != nil {
+			return fmt.Errorf("store the size of the swap: %w", err)
+		}
+	}
+	return nil
+}
+
+// saveMapping stores the size that the flavor's own disk has by now: a rebuild goes by it.
 func (m *Manager) saveMapping(ctx context.Context, uuid string, from, to *object.Flavor) error {
 	if from.EphemeralGB == to.EphemeralGB {
 		return nil

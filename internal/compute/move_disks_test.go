@@ -80,6 +80,39 @@ func (w *world) mapped() []int {
 	return sizes
 }
 
+// TestResizeSwap: the mapping of the swap follows the flavor, so that a rebuild gives what the resize gave; a revert takes it back.
+func TestResizeSwap(t *testing.T) {
+	for _, c := range []struct {
+		to             int
+		want, reverted []int
+	}{{128, []int{128}, []int{64}}, {32, []int{32}, []int{64}}, {0, nil, nil}} {
+		was := map[string]any{"swap": 64}
+		source, destination := twoHostsWith(t, was, []any{
+			bdmObject(1, map[string]any{"source_type": "image", "boot_index": 0, "device_name": "/dev/sda"}),
+			bdmObject(2, map[string]any{"guest_format": "swap", "volume_size": 64, "device_name": "/dev/sdb"}),
+		})
+		swaps := func() (sizes []int) {
+			bdms, err := source.Conductor.BDMs(t.Context(), uuid)
+			require.NoError(t, err)
+			_, found := blankDisks(bdms)
+			for _, b := range found {
+				sizes = append(sizes, *b.VolumeSize)
+			}
+			return sizes
+		}
+		destination.step("prep_resize", prepareDisks(source, destination, was, map[string]any{"id": 99, "swap": c.to}))
+		source.next("resize_instance")
+		destination.next("finish_resize")
+		require.Equal(t, c.want, swaps())
+		guest, _ := destination.driver.Instance(uuid)
+		require.Equal(t, int64(c.to)<<20, guest.Spec.Limits.SwapBytes)
+		source.nova.Update(uuid, map[string]any{"task_state": "resize_reverting"})
+		destination.step("revert_resize", source.moveArgs("metadata", "system_metadata", "info_cache", "flavor", "old_flavor", "new_flavor"))
+		source.next("finish_revert_resize")
+		require.Equal(t, c.reverted, swaps())
+	}
+}
+
 func TestMoveWithDisk(t *testing.T) {
 	was := map[string]any{"ephemeral_gb": 3}
 	source, destination := twoHostsWith(t, was, nil)

@@ -147,6 +147,9 @@ func (m *Manager) finishRevertSteps(ctx context.Context, mv *move) error {
 	if err := m.saveMapping(ctx, inst.UUID, grownFrom(inst, old), old); err != nil {
 		return err
 	}
+	if err := m.saveSwap(ctx, inst.UUID, inst.NewFlavor, old); err != nil {
+		return err
+	}
 	if err := m.Conductor.DropMigrationContext(ctx, inst); err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"VirtualInterface.destroy":                      destroyVIF,
 	"InstanceDeviceMetadata.get_by_instance_uuid":   getDevices,
 	"BlockDeviceMapping.save":                       saveBDM,
+	"BlockDeviceMapping.destroy":                    destroyBDM,
 	"BlockDeviceMappingList.get_by_instance_uuid":   getBDMs,
 	"ComputeNode.get_by_uuid":                       getNode,
 	"ComputeNodeList.get_all_by_host":               nodesByHost,
@@ -70,6 +71,16 @@ func saveBDM(c *Conductor, in *request) (json.RawMessage, error) {
 			c.bdms[i] = Object("BlockDeviceMapping", row.Data)
 		}
 	}
+	return saved(c, in)
+}
+
+func destroyBDM(c *Conductor, in *request) (json.RawMessage, error) {
+	c.bdms = slices.DeleteFunc(c.bdms, func(raw json.RawMessage) bool {
+		var row struct {
+			Data Fields `json:"nova_object.data"`
+		}
+		return json.Unmarshal(raw, &row) == nil && string(row.Data["id"]) == string(in.Object.Data["id"])
+	})
 	return saved(c, in)
 }
 

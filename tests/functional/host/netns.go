@@ -94,7 +94,7 @@ func (a *Aside) within(do func() error) error {
 	if err != nil {
 		return fmt.Errorf("open network namespace %s: %w", a.Name, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing is written
+	defer unix.Close(fd)
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
