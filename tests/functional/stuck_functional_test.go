@@ -1,0 +1,91 @@
+//go:build functional
+
+package functional
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/tests/functional/cloud"
+)
+
+// normalTime bounds an operation on a guest beside one that is stuck: they take a second or two, and a kill that does not work 30.
+const normalTime = 25 * time.Second
+
+// ioctls of linux/fs.h.
+const (
+	fiFreeze = 0xC0045877
+	fiThaw   = 0xC0045878
+)
+
+// freezeDisk stops all writing to a server's root disk, as a storage that hangs does, until thaw is called.
+func freezeDisk(t *testing.T, id string) (thaw func()) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/mounts")
+	require.NoError(t, err)
+	place := ""
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); strings.HasPrefix(fields[0], "/dev/loop") && strings.Contains(fields[1], id) {
+			place = fields[1]
+		}
+	}
+	require.NotEmpty(t, place, "the root disk has a file system of its own")
+	dir, err := os.Open(place)
+	require.NoError(t, err)
+	require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiFreeze, 0))
+	thaw = func() {
+		if dir == nil {
+			return
+		}
+		require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiThaw, 0))
+		require.NoError(t, dir.Close())
+		dir = nil
+	}
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// TestStuckGuest: a process that no signal ends, in one guest, delays no other; nor does a full disk the guest that has it. What was asked of
+// the stuck one fails in the end, and its state is put right when it can be.
+func TestStuckGuest(t *testing.T) {
+	small := flavor(t, cloud.NewFlavor{Disk: 1}, nil)
+	stuck := boot(t, cloud.NewServer{Name: "stuck", Flavor: small, Networks: "none"})
+	full := boot(t, cloud.NewServer{Name: "full", Flavor: small, Networks: "none"})
+	out, err := shared.Agent.Exec(within(t, time.Minute), full.ID, "sh", "-c", "dd if=/dev/zero of=/large bs=1M 2>&1; echo more 2>&1 > /more; true")
+	require.NoError(t, err)
+	require.Contains(t, out, "No space left on device")
+
+	thaw := freezeDisk(t, stuck.ID)
+	writer := shared.Agent.ExecCommand(t.Context(), stuck.ID, "sh", "-c", "echo x > /stuck")
+	require.NoError(t, writer.Start())
+	t.Cleanup(func() { _ = writer.Wait() }) // it was killed with its guest
+	time.Sleep(time.Second)                 // for the write to hang
+	require.NoError(t, shared.Admin.Action(within(t, time.Minute), stuck.ID, "reboot", map[string]string{"type": "HARD"}, nil))
+
+	for _, step := range []struct {
+		action, status string
+		args           any
+	}{{"os-stop", "SHUTOFF", nil}, {"os-start", "ACTIVE", nil}, {"reboot", "ACTIVE", map[string]string{"type": "HARD"}}} {
+		require.Less(t, act(t, full.ID, step.action, step.args, step.status), normalTime)
+	}
+	now, err := shared.Admin.Server(within(t, time.Minute), stuck.ID)
+	require.NoError(t, err)
+	require.Equal(t, "HARD_REBOOT", now.Status, "it is stuck all the while")
+	remove(t, full.ID)
+
+	now = statusIn(t, 90*time.Second, stuck.ID, "ACTIVE", "ERROR")
+	t.Logf("%s: %v, %+v", now.Status, now.Fault, lastAction(t, stuck.ID, "reboot"))
+	thaw()
+	eventually(t, time.Minute, "the stuck guest to end", func(ctx context.Context) (bool, error) {
+		server, err := shared.Admin.Server(ctx, stuck.ID)
+		return server.PowerState == 4, err // SHUTDOWN
+	})
+	act(t, stuck.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
+	require.Equal(t, "up", inside(t, stuck.ID, "sh", "-c", "echo x > /free && echo up"))
+}
