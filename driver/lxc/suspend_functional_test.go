@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 const mebi = 1 << 20
@@ -27,7 +28,7 @@ func swap(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "mkswap", file).CombinedOutput()
 	require.NoErrorf(t, err, "%s", out)
 	out, err = exec.CommandContext(t.Context(), "swapon", file).CombinedOutput()
-	need(t, err == nil, "swap, or a file system that can hold it: "+string(out))
+	functest.Need(t, err == nil, "swap, or a file system that can hold it: "+string(out))
 	t.Cleanup(func() {
 		out, err := exec.Command("swapoff", file).CombinedOutput()
 		require.NoErrorf(t, err, "%s", out)
