@@ -37,6 +37,7 @@ var allowed = []struct {
 
 	{"flavor", nil},
 	{"internal/shadow", nil},
+	{"internal/signature", nil},
 	{"internal/serialconsole", []string{"internal/state", leaves}},
 	{"rpc/...", []string{"rpc/...", leaves}},
 	{"internal/state", []string{"internal/storage", leaves}},
