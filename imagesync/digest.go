@@ -47,18 +47,21 @@ func newDigest(hashAlgo, hashValue, checksum string) (*digest, error) {
 	case hashValue != "":
 		return nil, &refused{found: fmt.Sprintf("a hash of the unknown kind %q and no checksum", hashAlgo), want: "os_hash_algo sha512 or another of the SHA-2 and SHA-3 families"}
 	}
-	if d.algo != "" && d.sums[d.algo] == nil {
-		d.sums[d.algo] = hashers[d.algo]()
-	}
+	d.add(d.algo)
 	return d, nil
+}
+
+// add computes a hash besides; the name is known, Request.check has seen to that. Empty: none.
+func (d *digest) add(algo string) {
+	if algo != "" && d.sums[algo] == nil {
+		d.sums[algo] = hashers[algo]()
+	}
 }
 
 // also computes SHA-512, Glance's default, of what does not come from Glance: the same
 // bytes there need no download.
 func (d *digest) also() {
-	if d.sums["sha512"] == nil {
-		d.sums["sha512"] = sha512.New()
-	}
+	d.add("sha512")
 }
 
 // Write implements io.Writer; it never fails.

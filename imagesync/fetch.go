@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -91,6 +92,7 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 	if err != nil {
 		return content{}, err
 	}
+	sums.add(r.Digest)
 	if r.Local {
 		sums.also()
 	}
@@ -270,7 +272,7 @@ func (s *Store) publish(image string, c content) (content, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have, ok := s.contents[c.Fingerprint]; ok {
-		return have, nil
+		return s.learn(have, c)
 	}
 	if err := os.Rename(image, s.path("images", c.Fingerprint)); err != nil {
 		return content{}, fmt.Errorf("publish image: %w", err)
@@ -278,6 +280,30 @@ func (s *Store) publish(image string, c content) (content, error) {
 	s.contents[c.Fingerprint] = c
 	s.landed[c.Fingerprint] = c.imported
 	return c, nil
+}
+
+// learn adds the hashes that an import has computed of a content which the store has already, when both came in the
+// same pieces: a fingerprint does not tell where the first half of a split image ends. mu is held.
+func (s *Store) learn(have, c content) (content, error) {
+	if have.Hashes["sha256"] != c.Hashes["sha256"] || have.MetadataHashes["sha256"] != c.MetadataHashes["sha256"] {
+		return have, nil
+	}
+	have.Hashes, have.MetadataHashes = union(have.Hashes, c.Hashes), union(have.MetadataHashes, c.MetadataHashes)
+	if err := s.writeJSON(s.path("images", have.Fingerprint, "image.json"), have); err != nil {
+		return content{}, fmt.Errorf("record image: %w", err)
+	}
+	s.contents[have.Fingerprint] = have
+	return have, nil
+}
+
+// union leaves both as they are: others may read them.
+func union(a, b map[string]string) map[string]string {
+	if len(a) == 0 && len(b) == 0 {
+		return nil
+	}
+	out := maps.Clone(a)
+	maps.Copy(out, b)
+	return out
 }
 
 // progress counts the bytes of a download and says now and then how far it is.

@@ -76,6 +76,9 @@ type Request struct {
 	HostArch        string // the host's architecture in Nova's spelling, e.g. x86_64
 	Properties      map[string]string
 	Source          Source
+	// Digest is a hash that the caller wants to know besides, by Glance's name: Image.Hashes has it. An image that was
+	// imported without it is fetched once more. Empty: none.
+	Digest string
 	// MetadataImage is the first half of a split image, whose second half this is; nil: the image is whole.
 	MetadataImage *Part
 	// Local: not an image of Glance's. Its ID must begin with LocalPrefix, and no other's may.
@@ -95,6 +98,7 @@ type Part struct {
 	DiskFormat      string
 	ContainerFormat string
 	Source          Source
+	Digest          string // as that of Request; Image.MetadataHashes has it
 }
 
 // LocalPrefix begins the ids of images that are not Glance's. Those are UUIDs, in which
@@ -114,12 +118,14 @@ type Image struct {
 	UnpackedSize  int64             // bytes of file content in the tree
 	DiskSize      int64             // bytes that the tree takes on the disk, once for all ids of this content
 	Entries       int               // files, directories and links of the tree
-	Hashes        map[string]string // of the downloaded bytes, by Glance's algorithm name
-	Imported      time.Time
-	LastUsed      time.Time
-	Keep          bool     // only Remove removes it, not Prune
-	SameContent   []string // other ids of the same content, sorted
-	Instances     []string // UUIDs of the instances that use it, sorted
+	Hashes        map[string]string // of the downloaded bytes, hexadecimal, by Glance's algorithm name
+	// MetadataHashes are those of a split image's other half, which Hashes does not cover; nil: the content came in one piece.
+	MetadataHashes map[string]string
+	Imported       time.Time
+	LastUsed       time.Time
+	Keep           bool     // only Remove removes it, not Prune
+	SameContent    []string // other ids of the same content, sorted
+	Instances      []string // UUIDs of the instances that use it, sorted
 }
 
 // Options configure a store. Zero values take the default that each field names.

@@ -40,6 +40,14 @@ func (p *Part) id() string {
 	return p.ID
 }
 
+// digest that is wanted of a part; of none it is none.
+func (p *Part) digest() string {
+	if p == nil {
+		return ""
+	}
+	return p.Digest
+}
+
 // check refuses a metadata half that cannot be one, before anything is fetched.
 func (p *Part) check(imageID string) error {
 	if p == nil {
@@ -126,6 +134,7 @@ func (s *Store) importPart(ctx context.Context, p *Part, dir string) (*otherHalf
 	if err != nil {
 		return nil, err
 	}
+	sums.add(p.Digest)
 	body := &download{ctx: ctx, src: p.Source, size: p.Size, limit: maxMetadataImage, retries: s.o.Retries, delay: s.o.RetryDelay, stall: s.o.StallTimeout}
 	defer body.Close() //nolint:errcheck // only read
 	data, err := io.ReadAll(io.TeeReader(body, sums))

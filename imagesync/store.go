@@ -261,20 +261,21 @@ func (s *Store) forgetContent(fingerprint string) (doomed string, err error) {
 func (s *Store) image(a *alias) Image {
 	c := s.contents[a.Fingerprint]
 	img := Image{
-		ID:            a.ID,
-		Fingerprint:   a.Fingerprint,
-		Path:          s.path("images", a.Fingerprint, "rootfs"),
-		Metadata:      a.Metadata,
-		Size:          c.Size,
-		UnpackedSize:  c.UnpackedSize,
-		DiskSize:      c.disk(),
-		Entries:       c.Entries,
-		Hashes:        maps.Clone(c.Hashes),
-		Imported:      c.imported,
-		LastUsed:      a.lastUsed,
-		Keep:          a.Keep,
-		Instances:     slices.Sorted(maps.Keys(a.refs)),
-		MetadataImage: a.MetadataImage,
+		ID:             a.ID,
+		Fingerprint:    a.Fingerprint,
+		Path:           s.path("images", a.Fingerprint, "rootfs"),
+		Metadata:       a.Metadata,
+		Size:           c.Size,
+		UnpackedSize:   c.UnpackedSize,
+		DiskSize:       c.disk(),
+		Entries:        c.Entries,
+		Hashes:         maps.Clone(c.Hashes),
+		MetadataHashes: maps.Clone(c.MetadataHashes),
+		Imported:       c.imported,
+		LastUsed:       a.lastUsed,
+		Keep:           a.Keep,
+		Instances:      slices.Sorted(maps.Keys(a.refs)),
+		MetadataImage:  a.MetadataImage,
 	}
 	for id, other := range s.aliases {
 		if other.Fingerprint == a.Fingerprint && id != a.ID {

@@ -95,6 +95,11 @@ func (r *Request) check() error {
 	if err := r.MetadataImage.check(r.ID); err != nil {
 		return err
 	}
+	for _, algo := range []string{r.Digest, r.MetadataImage.digest()} {
+		if algo != "" && hashers[algo] == nil {
+			return fmt.Errorf("image %s: unknown hash %q asked for", r.ID, algo)
+		}
+	}
 	if r.Arch != "" && !runsOn(r.Arch, r.HostArch) {
 		return &UnacceptableError{ImageID: r.ID, Found: fmt.Sprintf("hw_architecture %q", r.Arch), Want: "an image for this host's " + r.HostArch}
 	}
@@ -117,13 +122,16 @@ func (s *Store) known(r Request) (Image, bool, error) {
 		if r.Local {
 			return Image{}, false, ErrExists
 		}
+		if !r.hashed(s.contents[a.Fingerprint]) {
+			return Image{}, false, nil
+		}
 		err := s.use(a, r.Keep)
 		return s.image(a), true, err
 	}
 	fingerprint := ""
 	if r.strongHash() {
 		for fp, c := range s.contents {
-			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) && r.MetadataImage.is(c) {
+			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) && r.MetadataImage.is(c) && r.hashed(c) {
 				fingerprint = fp
 			}
 		}
@@ -139,6 +147,12 @@ func (s *Store) known(r Request) (Image, bool, error) {
 	return img, true, err
 }
 
+// hashed tells whether the hashes that the caller wants of a content are known.
+func (r *Request) hashed(c content) bool {
+	other := r.MetadataImage.digest()
+	return (r.Digest == "" || c.Hashes[r.Digest] != "") && (other == "" || c.MetadataHashes[other] != "")
+}
+
 // strongHash tells whether equal hashes mean equal content also against an
 // attacker who made both; MD5 and SHA-1 do not.
 func (r *Request) strongHash() bool {
@@ -149,15 +163,17 @@ func isStrong(algo, value string) bool {
 	return value != "" && slices.Contains([]string{"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512"}, algo)
 }
 
+// flightKey is the same for those whom one import serves: the same bytes, with the same hashes of them.
 func (r *Request) flightKey() string {
+	wanted := "/" + r.Digest + "/" + r.MetadataImage.digest()
 	if !r.strongHash() {
-		return "id:" + r.ID
+		return "id:" + r.ID + wanted
 	}
 	key := r.HashAlgo + ":" + strings.ToLower(r.HashValue)
 	if m := r.MetadataImage; m != nil {
 		key += "+" + m.HashAlgo + ":" + strings.ToLower(m.HashValue)
 	}
-	return key
+	return key + wanted
 }
 
 // join adds the caller to the running import of these bytes or starts it.
