@@ -158,12 +158,22 @@ func (l *loader) checkCPUs() {
 	}
 }
 
-// checkSignatures refuses what cannot be done rather than not to do it silently: the
-// certificates of image signatures are in Barbican, which the agent does not read.
+// barbicanBackends are castellan's names of the only key manager that is known here.
+var barbicanBackends = []string{"barbican", "castellan.key_manager.barbican_key_manager.BarbicanKeyManager"}
+
+// checkSignatures looks at whether certificates of image signatures can be had, and whether anything can boot.
 func (l *loader) checkSignatures() {
-	if l.registry.config.Glance.VerifyGlanceSignatures {
-		l.faultAt("glance", "verify_glance_signatures", "signatures of images cannot be verified by this agent",
-			"set it to false (hashes are verified all the same), or leave such hosts to nova-compute")
+	c := l.registry.config
+	g := &c.Glance
+	if backend := c.KeyManager.Backend; g.VerifyGlanceSignatures && !slices.Contains(barbicanBackends, backend) {
+		l.faultAt("key_manager", "backend", fmt.Sprintf("the certificates of signed images cannot be read from %q by this agent", backend),
+			"set it to barbican, or leave such hosts to nova-compute")
+	}
+	if g.VerifyGlanceSignatures && g.EnableCertificateValidation && len(g.DefaultTrustedCertificateIDs) == 0 {
+		l.warnAt("glance", "enable_certificate_validation", "without default_trusted_certificate_ids, only servers that name trusted certificates boot", "name the certificates that every user trusts")
+	}
+	if g.EnableCertificateValidation && !g.VerifyGlanceSignatures && len(g.DefaultTrustedCertificateIDs) == 0 {
+		l.warnAt("glance", "enable_certificate_validation", "has no effect without verify_glance_signatures or default_trusted_certificate_ids", "set one of them")
 	}
 }
 
@@ -194,6 +204,9 @@ func (l *loader) checkCredentials() {
 	l.credentials("neutron", &c.Neutron.Auth)
 	if c.ServiceUser.SendServiceUserToken {
 		l.credentials("service_user", &c.ServiceUser.Auth)
+	}
+	if c.Barbican.SendServiceUserToken {
+		l.credentials("barbican_service_user", &c.BarbicanServiceUser.Auth)
 	}
 	if c.Cinder.Auth.Type != "" {
 		l.credentials("cinder", &c.Cinder.Auth)

@@ -20,6 +20,7 @@ type Config struct {
 	FilterScheduler        FilterScheduler
 	Glance                 Glance
 	ImageCache             ImageCache
+	KeyManager             KeyManager
 	Keystone               Keystone
 	Libvirt                Libvirt
 	LXC                    LXC
@@ -38,6 +39,8 @@ type Config struct {
 	VendordataDynamicAuth  VendordataDynamicAuth
 	VNC                    VNC
 	Workarounds            Workarounds
+	Barbican               Barbican
+	BarbicanServiceUser    BarbicanServiceUser
 }
 
 // Defaults is section [DEFAULT].
@@ -246,6 +249,27 @@ type Glance struct {
 	VerifyGlanceSignatures       bool
 	EnableCertificateValidation  bool
 	DefaultTrustedCertificateIDs []string
+}
+
+// KeyManager is section [key_manager].
+type KeyManager struct {
+	Backend string
+}
+
+// Barbican is section [barbican].
+type Barbican struct {
+	BarbicanEndpoint     string
+	BarbicanAPIVersion   string // "" is v1
+	BarbicanEndpointType string // public, internal or admin
+	BarbicanRegionName   string
+	VerifySSL            bool
+	VerifySSLPath        string
+	SendServiceUserToken bool
+}
+
+// BarbicanServiceUser is section [barbican_service_user].
+type BarbicanServiceUser struct {
+	Auth Auth
 }
 
 // ImageCache is section [image_cache].

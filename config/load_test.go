@@ -294,24 +294,52 @@ frobnicate = 1
 func TestCombinations(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"[oslo_messaging_rabbit]\nrabbit_ha_queues=1\nrabbit_quorum_queue=1\n": "rabbit_ha_queues: cannot be combined",
-		"[oslo_messaging_rabbit]\nrabbit_stream_fanout=1\n":                    "rabbit_stream_fanout: needs",
-		"[oslo_messaging_rabbit]\nssl_key_file=/k\n":                           "ssl_key_file: a key without",
-		"[compute]\ncpu_shared_set=1,2\ncpu_dedicated_set=2-3\n":               "cpu_dedicated_set: CPU 2 is in",
-		"[DEFAULT]\nvcpu_pin_set=1\n[compute]\ncpu_dedicated_set=2\n":          "vcpu_pin_set: cannot be combined",
-		"[lxc]\nid_range=100000:1000\n":                                        "id_range: smaller than",
-		"[glance]\nverify_glance_signatures=true\n":                            "verify_glance_signatures: signatures of images cannot be verified",
-		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                 "root_disk_default_gb: larger than",
-		"[lxc]\nstorage_backend=btrfs\nroot_disk_inodes_per_gb=1000\n":         "root_disk_inodes_per_gb: btrfs cannot bound",
-		"[placement]\nauth_url=\n":                                             "auth_url: missing",
-		"[placement]\nusername=\n":                                             "username: missing",
-		"[placement]\nauth_type=v3applicationcredential\n":                     "application_credential_secret: missing",
-		"[service_user]\nsend_service_user_token=true\n":                       "[service_user] auth_type: missing",
-		"[DEFAULT]\nhost=$my_ip.x\n":                                           "write ${my_ip} where a dot follows",
-		"[DEFAULT]\ntransport_url=amqp://h/\n":                                 "does not start with rabbit://",
+		"[oslo_messaging_rabbit]\nrabbit_ha_queues=1\nrabbit_quorum_queue=1\n":    "rabbit_ha_queues: cannot be combined",
+		"[oslo_messaging_rabbit]\nrabbit_stream_fanout=1\n":                       "rabbit_stream_fanout: needs",
+		"[oslo_messaging_rabbit]\nssl_key_file=/k\n":                              "ssl_key_file: a key without",
+		"[compute]\ncpu_shared_set=1,2\ncpu_dedicated_set=2-3\n":                  "cpu_dedicated_set: CPU 2 is in",
+		"[DEFAULT]\nvcpu_pin_set=1\n[compute]\ncpu_dedicated_set=2\n":             "vcpu_pin_set: cannot be combined",
+		"[lxc]\nid_range=100000:1000\n":                                           "id_range: smaller than",
+		"[glance]\nverify_glance_signatures=true\n[key_manager]\nbackend=vault\n": `backend: the certificates of signed images cannot be read from "vault"`,
+		"[barbican]\nsend_service_user_token=true\n":                              "[barbican_service_user] auth_type: missing",
+		"[barbican]\nbarbican_endpoint_type=private\n":                            "barbican_endpoint_type",
+		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                    "root_disk_default_gb: larger than",
+		"[lxc]\nstorage_backend=btrfs\nroot_disk_inodes_per_gb=1000\n":            "root_disk_inodes_per_gb: btrfs cannot bound",
+		"[placement]\nauth_url=\n":                                                "auth_url: missing",
+		"[placement]\nusername=\n":                                                "username: missing",
+		"[placement]\nauth_type=v3applicationcredential\n":                        "application_credential_secret: missing",
+		"[service_user]\nsend_service_user_token=true\n":                          "[service_user] auth_type: missing",
+		"[DEFAULT]\nhost=$my_ip.x\n":                                              "write ${my_ip} where a dot follows",
+		"[DEFAULT]\ntransport_url=amqp://h/\n":                                    "does not start with rabbit://",
 	} {
 		_, _, err := Load(sources(t, credentials, text))
 		require.ErrorContains(t, err, want, text)
+	}
+}
+
+func TestSignatures(t *testing.T) {
+	t.Parallel()
+	const verify, validate = "[glance]\nverify_glance_signatures=true\n", "[glance]\nenable_certificate_validation=true\n"
+	for text, want := range map[string]string{
+		verify: "",
+		verify + "[key_manager]\napi_class=castellan.key_manager.barbican_key_manager.BarbicanKeyManager\n": "old name of an option",
+		"[key_manager]\nbackend=vault\n": "",
+		verify + validate:                "only servers that name trusted certificates boot",
+		validate:                         "has no effect without verify_glance_signatures or default_trusted_certificate_ids",
+		validate + "default_trusted_certificate_ids=125e6199-2de4-46e3-b091-8e2401ef0d63\n": "",
+	} {
+		c, r, err := Load(sources(t, credentials, text))
+		require.NoError(t, err, text)
+		var warnings strings.Builder
+		for _, f := range r.Warnings() {
+			warnings.WriteString(f.String())
+		}
+		if want == "" {
+			require.Empty(t, warnings.String(), text)
+		}
+		require.Contains(t, warnings.String(), want, text)
+		require.Equal(t, "public", c.Barbican.BarbicanEndpointType)
+		require.True(t, c.Barbican.VerifySSL)
 	}
 }
 

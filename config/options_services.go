@@ -9,6 +9,7 @@ import (
 // (keystoneauth1/loading/{conf,session,adapter,identity}.py) and Nova's own.
 func (r *registry) services() {
 	c := r.config
+	r.keyManagerOptions()
 	r.cinderOptions(&c.Cinder)
 	r.glanceOptions(&c.Glance)
 
@@ -51,16 +52,41 @@ func (r *registry) glanceOptions(c *Glance) {
 	s.list(&c.APIServers, "api_servers", "", "Addresses of Glance, tried in random order, instead of the catalog's.")
 	s.integer(&c.NumRetries, "num_retries", 3, "How often a failed request is repeated.").atLeast(0)
 	s.boolean(&c.Debug, "debug", false, "Whether requests to Glance are logged in detail.")
-	s.boolean(&c.VerifyGlanceSignatures, "verify_glance_signatures", false, "Whether the signatures of images are verified. Not supported: true is refused,"+
-		" and so is a server that names trusted certificates. Hashes are always verified.")
-	s.boolean(&c.EnableCertificateValidation, "enable_certificate_validation", false, "Whether the certificates of image signatures are validated; has no effect, see verify_glance_signatures.")
-	s.list(&c.DefaultTrustedCertificateIDs, "default_trusted_certificate_ids", "", "Certificates trusted when a server names none; has no effect, see verify_glance_signatures.")
+	s.boolean(&c.VerifyGlanceSignatures, "verify_glance_signatures", false, "Whether every image must be signed. The images of servers that name trusted certificates must be in any case."+
+		" The certificates are read from Barbican as the user. Hashes are always verified.")
+	s.boolean(&c.EnableCertificateValidation, "enable_certificate_validation", false,
+		"Whether the certificate of a signature must lead to trusted ones: the server's, else default_trusted_certificate_ids. With neither, and verify_glance_signatures, nothing boots.")
+	s.list(&c.DefaultTrustedCertificateIDs, "default_trusted_certificate_ids", "",
+		"Certificates trusted when a server names none; needs enable_certificate_validation. Every user must be able to read them.")
 	sessionOptions(s, &c.Auth)
 	adapterOptions(s, &c.Auth, "image")
 	r.byName[name{"glance", "cafile"}].was("ssl", "ca_file")
 	r.byName[name{"glance", "certfile"}].was("ssl", "cert_file")
 	r.byName[name{"glance", "keyfile"}].was("ssl", "key_file")
 	r.byName[name{"glance", "insecure"}].was("", "api_insecure")
+}
+
+// keyManagerOptions declares where the certificates of signed images are (castellan/options.py).
+func (r *registry) keyManagerOptions() {
+	c := r.config
+	s := r.section("key_manager", "Where the certificates of signed images are.")
+	s.text(&c.KeyManager.Backend, "backend", "barbican", "The key manager. Of castellan's, the agent knows barbican.").was("key_manager", "api_class")
+
+	b := &c.Barbican
+	s = r.section("barbican", "The key manager service. Requests carry the user's token.")
+	s.uri(&b.BarbicanEndpoint, "barbican_endpoint", "", "Address of Barbican instead of the catalog's.")
+	s.text(&b.BarbicanAPIVersion, "barbican_api_version", "", "Version of Barbican's API.").none("v1")
+	s.enum(&b.BarbicanEndpointType, "barbican_endpoint_type", "public", "Interface of the endpoint to use.", "public", "internal", "admin")
+	s.text(&b.BarbicanRegionName, "barbican_region_name", "", "Region of the endpoint.")
+	s.boolean(&b.VerifySSL, "verify_ssl", true, "Whether certificates are checked.")
+	s.text(&b.VerifySSLPath, "verify_ssl_path", "", "File with the certificate authorities to trust; unset is the system's.")
+	s.boolean(&b.SendServiceUserToken, "send_service_user_token", false,
+		"Whether a service token accompanies the user's, so that one that has expired meanwhile will do; the credentials are in [barbican_service_user].")
+
+	a := &c.BarbicanServiceUser.Auth
+	s = r.section("barbican_service_user", "Credentials that accompany a user's token to Barbican.")
+	authOptions(s, a)
+	sessionOptions(s, a)
 }
 
 func (r *registry) neutronOptions(c *Neutron) {

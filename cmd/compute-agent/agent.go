@@ -26,6 +26,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/notify"
 	"github.com/compute-agent/compute-agent/internal/nova/release"
 	"github.com/compute-agent/compute-agent/internal/openstack"
+	"github.com/compute-agent/compute-agent/internal/openstack/barbican"
 	"github.com/compute-agent/compute-agent/internal/openstack/glance"
 	"github.com/compute-agent/compute-agent/internal/openstack/neutron"
 	"github.com/compute-agent/compute-agent/internal/openstack/placement"
@@ -302,7 +303,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 		return nil, err
 	}
 	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
-		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance,
+		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance, Keys: clients.keys,
 		Drives: h.drives, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
 		Transfers: transfer.NewServer(transferOptions(c)),
 		Notify:    notify.New(notifier, notifyOptions(c, r, api)),
@@ -342,6 +343,7 @@ type clients struct {
 	placement *placement.Client
 	neutron   *neutron.Client
 	glance    *glance.Client
+	keys      *barbican.Client
 }
 
 func newClients(c *config.Config) clients {
@@ -370,6 +372,7 @@ func newClients(c *config.Config) clients {
 		glance: glance.New(glance.Options{
 			Service: service("glance", &c.Glance.Auth, "v2", false), APIServers: c.Glance.APIServers, NumRetries: c.Glance.NumRetries,
 		}),
+		keys: barbican.New(pool.Service(barbicanOptions(c, pool))),
 	}
 }
 

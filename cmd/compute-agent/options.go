@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"path/filepath"
 	"time"
@@ -97,6 +98,24 @@ func serviceOptions(section string, a *config.Auth, apiVersion string, session, 
 	}
 }
 
+// barbicanOptions are the endpoint of the key manager, whose options are castellan's and not keystoneauth's.
+func barbicanOptions(c *config.Config, pool *openstack.Pool) openstack.ServiceOptions {
+	b := &c.Barbican
+	o := openstack.ServiceOptions{
+		Section: "barbican", Types: []string{"key-manager"}, Version: cmp.Or(b.BarbicanAPIVersion, "v1"), Interfaces: []string{b.BarbicanEndpointType},
+		Region: b.BarbicanRegionName, EndpointOverride: b.BarbicanEndpoint,
+	}
+	if b.VerifySSL {
+		o.TLS.CAFile = b.VerifySSLPath
+	} else {
+		o.TLS.Insecure = true
+	}
+	if b.SendServiceUserToken {
+		o.ServiceUser = pool.Session(authOptions("barbican_service_user", &c.BarbicanServiceUser.Auth))
+	}
+	return o
+}
+
 func trackerOptions(c *config.Config, sources config.Sources, r release.Release, kind string, kindVersion int) resource.Options {
 	d := &c.Default
 	return resource.Options{
@@ -140,6 +159,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		DefaultAccessIPNetwork: d.DefaultAccessIPNetworkName,
 		ImageCacheInterval:     c.ImageCache.ManagerInterval, RemoveUnusedImages: c.ImageCache.RemoveUnusedBaseImages,
 		UnusedImageAge: c.ImageCache.RemoveUnusedOriginalMinimumAgeSeconds, PrecacheConcurrency: c.ImageCache.PrecacheConcurrency,
+		VerifySignatures: c.Glance.VerifyGlanceSignatures, ValidateCertificate: c.Glance.EnableCertificateValidation, TrustedCertificates: c.Glance.DefaultTrustedCertificateIDs,
 		ImageCacheMaxBytes: int64(c.LXC.ImageCacheMaxGB) << 30,
 		SerialConsole: console.SerialSettings{
 			Enabled: c.SerialConsole.Enabled, BaseURL: c.SerialConsole.BaseURL, Address: c.SerialConsole.ProxyclientAddress,

@@ -54,7 +54,7 @@ var allowed = []struct {
 	{"internal/resource", []string{"internal/nova/...", "internal/openstack/placement", "internal/storage", "flavor", "config", leaves}},
 	{"internal/compute/console", []string{"driver", "rpc", "internal/nova/...", "internal/serialconsole", "internal/state", leaves}},
 	{"internal/compute/diagnostics", []string{"driver", "vif", "internal/nova/...", leaves}},
-	{"internal/compute/glanceimage", []string{"flavor", "imagesync", "internal/nova/...", "internal/openstack/glance", leaves}},
+	{"internal/compute/glanceimage", []string{"flavor", "imagesync", "internal/nova/...", "internal/openstack/...", "internal/signature", leaves}},
 	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},
 	{"internal/compute/metadata", []string{"internal/configdrive", "internal/nova/...", leaves}},
 	{"internal/compute/plugging", []string{"internal/nova/exception", "internal/openstack/neutron", "vif", leaves}},

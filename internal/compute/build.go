@@ -138,6 +138,9 @@ func (m *Manager) doBuild(ctx context.Context, r *buildRequest) error {
 	if err := m.checkBuild(r); err != nil {
 		return err
 	}
+	if err := m.Conductor.LoadInstance(ctx, inst, "trusted_certs"); err != nil { // which nova-api sends along
+		return err
+	}
 	s := newSpawn(m, r)
 	err := protect(func() error { return m.spawnInstance(ctx, r, s) })
 	if err == nil {
@@ -208,9 +211,6 @@ func (m *Manager) checkBuild(r *buildRequest) error {
 	}
 	if len(r.AccelUUIDs) > 0 {
 		return exception.BuildAbort(uuid, "accelerators are not supported by the lxc driver")
-	}
-	if r.Instance.TrustedCerts != nil && len(r.Instance.TrustedCerts.IDs) > 0 {
-		return exception.BuildAbort(uuid, "image signature verification (trusted certificates) is not supported by the lxc driver")
 	}
 	for _, b := range r.BDMs {
 		if b.DestinationType == "volume" {

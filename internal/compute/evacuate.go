@@ -44,7 +44,7 @@ func (e *evacuation) run(ctx context.Context) error {
 	if e.Migration == nil {
 		return errors.New("an evacuation without a migration")
 	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
+	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata", "trusted_certs"); err != nil {
 		return err
 	}
 	e.stopped = inst.VMState == object.VMStateStopped || e.TargetState == object.VMStateStopped

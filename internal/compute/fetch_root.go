@@ -36,7 +36,8 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 		return err
 	}
 	defer m.Images.Hold(mv.image.ID)() // until it is acquired
-	image, imageErr := m.syncImage(ctx, &mv.image)
+	// Nothing is to be proven again: the source gives its server's changes only to the image that it has itself.
+	image, imageErr := m.syncImage(ctx, &mv.image, nil)
 	if errors.Is(imageErr, errLeaving) {
 		return imageErr
 	}

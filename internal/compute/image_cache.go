@@ -70,9 +70,9 @@ func (m *Manager) cacheImage(ctx context.Context, id string) (string, error) {
 	if _, have, err := m.Images.Get(ctx, image.ID); err != nil || have {
 		return imageExisting, err
 	}
-	synced, err := m.Images.Sync(ctx, glanceimage.Request(m.Glance, &image, m.opts.HostArch))
+	synced, err := m.syncProven(ctx, glanceimage.Request(m.Glance, &image, m.opts.HostArch), m.trust(nil))
 	if err != nil {
-		return imageFailed, imageError(id, err)
+		return imageFailed, err
 	}
 	reqctx.Log(ctx).WithField("bytes", synced.Size).WithField("elapsed", time.Since(started).Round(time.Millisecond)).Info("image cached")
 	return imageCached, nil

@@ -118,7 +118,7 @@ func syncThrough(t *testing.T, f *faultyGlance) (imagesync.Image, *imagesync.Sto
 	t.Cleanup(cancel)
 	img, err := m.syncImage(ctx, &object.Image{
 		ID: "36adbebc-e44e-480c-a879-237d84122861", Size: &size, OSHashAlgo: "sha512", OSHashValue: hex.EncodeToString(sum[:]), DiskFormat: "raw", ContainerFormat: "bare",
-	})
+	}, nil)
 	return img, images, err
 }
 

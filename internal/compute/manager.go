@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute/console"
+	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
@@ -71,6 +72,10 @@ type Options struct {
 	UploadRetries           int // [glance] num_retries
 	DefaultAccessIPNetwork  string
 
+	VerifySignatures    bool     // [glance] verify_glance_signatures
+	ValidateCertificate bool     // [glance] enable_certificate_validation
+	TrustedCertificates []string // [glance] default_trusted_certificate_ids
+
 	ImageCacheInterval  time.Duration // [image_cache] manager_interval
 	RemoveUnusedImages  bool          // [image_cache] remove_unused_base_images
 	UnusedImageAge      time.Duration // [image_cache] remove_unused_original_minimum_age_seconds
@@ -104,6 +109,7 @@ type Deps struct {
 	Placement *placement.Client
 	Neutron   *neutron.Client
 	Glance    *glance.Client
+	Keys      glanceimage.KeyManager // has the certificates of signed images
 	Driver    driver.Driver
 	Roots     storage.Backend
 	Ephemeral EphemeralStore

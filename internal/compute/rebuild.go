@@ -132,7 +132,7 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 // prepareRebuild says that the rebuild begins, and refuses what cannot be.
 func (m *Manager) prepareRebuild(ctx context.Context, r *rebuildRequest) (*spawn, error) {
 	inst := r.Instance
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
+	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata", "trusted_certs"); err != nil {
 		return nil, err
 	}
 	r.stopped = inst.VMState == object.VMStateStopped || r.TargetState == object.VMStateStopped

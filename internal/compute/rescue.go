@@ -58,7 +58,7 @@ func (m *Manager) rescueInstance(ctx context.Context, inst *object.Instance, arg
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "metadata", "system_metadata"); err != nil {
+	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "metadata", "system_metadata", "trusted_certs"); err != nil {
 		return nil, err
 	}
 	r := &rescue{m: m, inst: inst, info: info, ref: m.rescueImage(inst, deref(imageRef)), password: reqctx.Secret(deref(password))}

@@ -184,7 +184,7 @@ func (s *spawn) fetchImage(ctx context.Context) (err error) {
 	if err := s.checkRequirements(imagesync.Metadata{}); err != nil {
 		return err
 	}
-	if s.image, err = s.m.syncImage(ctx, &s.r.Image); err != nil {
+	if s.image, err = s.m.syncImage(ctx, &s.r.Image, s.m.trust(s.inst.TrustedCerts)); err != nil {
 		return err
 	}
 	return s.checkRequirements(s.image.Metadata)
@@ -357,8 +357,8 @@ func (m *Manager) checkImage(inst *object.Instance, image *object.Image) error {
 	return nil
 }
 
-// syncImage brings the image into the local store.
-func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync.Image, error) {
+// syncImage brings the image into the local store. It is an error if it cannot prove what trust wants.
+func (m *Manager) syncImage(ctx context.Context, image *object.Image, trust *glanceimage.Trust) (imagesync.Image, error) {
 	req := glanceimage.Request(m.Glance, image, m.opts.HostArch)
 	if other := image.Property(glanceimage.MetadataProperty); other != "" {
 		part, err := m.metadataImage(ctx, other)
@@ -369,11 +369,8 @@ func (m *Manager) syncImage(ctx context.Context, image *object.Image) (imagesync
 	}
 	var synced imagesync.Image
 	err := m.await(ctx, func(ctx context.Context) (err error) {
-		synced, err = m.Images.Sync(ctx, req)
+		synced, err = m.syncProven(ctx, req, trust)
 		return err
 	})
-	if err != nil {
-		return synced, imageError(image.ID, err)
-	}
-	return synced, nil
+	return synced, err
 }

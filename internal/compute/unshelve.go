@@ -34,7 +34,7 @@ func (m *Manager) unshelveInstance(ctx context.Context, inst *object.Instance, a
 	if image != nil {
 		u.image = *image
 	}
-	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata"); err != nil {
+	if err := m.Conductor.LoadInstance(ctx, inst, "flavor", "info_cache", "metadata", "system_metadata", "trusted_certs"); err != nil {
 		return nil, err
 	}
 	u.imageRef, u.keyData, u.autoDisk = inst.ImageRef, inst.KeyData, inst.AutoDiskConfig

@@ -34,7 +34,7 @@ var ownTraits = map[string]bool{
 	"COMPUTE_VOLUME_ATTACH_WITH_TAG":        false,
 	"COMPUTE_VOLUME_EXTEND":                 false,
 	"COMPUTE_VOLUME_MULTI_ATTACH":           false,
-	"COMPUTE_TRUSTED_CERTS":                 false,
+	"COMPUTE_TRUSTED_CERTS":                 true,
 	"COMPUTE_SAME_HOST_COLD_MIGRATE":        false,
 	"COMPUTE_RESCUE_BFV":                    false,
 	"COMPUTE_ACCELERATORS":                  false,

@@ -84,7 +84,7 @@ func TestTraits(t *testing.T) {
 	require.NoError(t, f.Start(t.Context(), 7))
 	kept := []string{
 		"COMPUTE_DEVICE_TAGGING", "COMPUTE_IMAGE_TYPE_RAW", traitAttachInterface, "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG",
-		traitComputeNode, "CUSTOM_RACK_7", "HW_CPU_X86_AVX2",
+		traitComputeNode, "COMPUTE_TRUSTED_CERTS", "CUSTOM_RACK_7", "HW_CPU_X86_AVX2",
 	}
 	p, _ := f.placement.Provider(nodeUUID)
 	require.Equal(t, kept, p.Traits)

@@ -72,6 +72,20 @@ func ImageUnacceptable(id, reason string) *Error {
 	return New("ImageUnacceptable", kw{"image_id": id, "reason": reason})
 }
 
+// SignatureVerification says why an image's signature proves nothing. The class is cursive's, whose words these are: what Nova's
+// callers see of it is the text.
+func SignatureVerification(reason string) *Error {
+	return &Error{
+		Class: "SignatureVerificationError", Module: "cursive.exception", Code: 500, Kwargs: kw{"reason": reason},
+		Message: "Signature verification for the image failed: " + reason + ".",
+	}
+}
+
+// CertificateValidationFailed says why the certificate of an image's signature is not trusted.
+func CertificateValidationFailed(certificateID, reason string) *Error {
+	return New("CertificateValidationFailed", kw{"cert_uuid": certificateID, "reason": reason})
+}
+
 // FlavorDiskTooSmall says that the image needs a larger root disk.
 func FlavorDiskTooSmall() *Error { return New("FlavorDiskTooSmall", nil) }
 
