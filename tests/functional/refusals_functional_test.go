@@ -87,7 +87,7 @@ func TestBuildsThatAreRefused(t *testing.T) {
 		{"new volume", cloud.NewServer{BlockDevices: []map[string]any{
 			own, {"boot_index": -1, "source_type": "blank", "destination_type": "volume", "volume_size": 1},
 		}}, "volumes are not supported"},
-		{"trusted certificates", cloud.NewServer{TrustedCerts: []string{"a-certificate"}}, "trusted certificates"},
+		{"trusted certificates, image not signed", cloud.NewServer{TrustedCerts: []string{"a-certificate"}}, "Missing property: img_signature"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := snapshot(t)

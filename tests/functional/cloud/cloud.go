@@ -20,11 +20,12 @@ import (
 
 // Service types as the identity catalog names them.
 const (
-	Identity  = "identity"
-	Compute   = "compute"
-	Image     = "image"
-	Network   = "network"
-	Placement = "placement"
+	Identity   = "identity"
+	Compute    = "compute"
+	Image      = "image"
+	KeyManager = "key-manager"
+	Network    = "network"
+	Placement  = "placement"
 )
 
 // microversions are the API versions that the tests ask for; older control planes than Zed are not met.
@@ -155,6 +156,9 @@ func (c *Client) send(ctx context.Context, method, url string, header http.Heade
 	contentType := "application/json"
 	var raw []byte
 	stream, streaming := in.(io.Reader)
+	if patch, ok := in.(imagePatch); ok {
+		contentType, in = "application/openstack-images-v2.1-json-patch", []map[string]any(patch)
+	}
 	switch {
 	case streaming:
 		contentType = "application/octet-stream"

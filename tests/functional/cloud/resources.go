@@ -2,11 +2,13 @@ package cloud
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/url"
+	"path"
 )
 
 // named finds the id of the object called name in the list that path answers with under key.
@@ -53,6 +55,35 @@ func (c *Client) UploadImage(ctx context.Context, name, diskFormat string, prope
 		return "", err
 	}
 	return image.ID, c.Do(ctx, http.MethodPut, Image, "/v2/images/"+image.ID+"/file", data, nil)
+}
+
+// imagePatch is a body of a type of Glance's own.
+type imagePatch []map[string]any
+
+// SetImage sets properties of an image.
+func (c *Client) SetImage(ctx context.Context, id string, properties map[string]any) error {
+	var patch imagePatch
+	for name, value := range properties {
+		patch = append(patch, map[string]any{"op": "add", "path": "/" + name, "value": value})
+	}
+	return c.Do(ctx, http.MethodPatch, Image, "/v2/images/"+id, patch, nil)
+}
+
+// StoreCertificate puts a certificate in PEM into the key manager and returns its id.
+func (c *Client) StoreCertificate(ctx context.Context, name string, pem []byte) (string, error) {
+	var answer struct {
+		Ref string `json:"secret_ref"`
+	}
+	err := c.Do(ctx, http.MethodPost, KeyManager, "/v1/secrets", map[string]any{
+		"name": name, "secret_type": "certificate", "payload_content_type": "application/octet-stream",
+		"payload_content_encoding": "base64", "payload": base64.StdEncoding.EncodeToString(pem),
+	}, &answer)
+	return path.Base(answer.Ref), err
+}
+
+// DeleteSecret removes what the key manager has under an id.
+func (c *Client) DeleteSecret(ctx context.Context, id string) error {
+	return c.Do(ctx, http.MethodDelete, KeyManager, "/v1/secrets/"+id, nil, nil)
 }
 
 // DeleteImage removes an image.

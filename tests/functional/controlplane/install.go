@@ -250,7 +250,7 @@ func (p *Plane) installPackages(ctx context.Context) error {
 	var answers strings.Builder
 	for _, name := range []string{
 		"keystone", "glance-common", "glance-api", "nova-common", "nova-api", "placement-common", "placement-api",
-		"neutron-common", "neutron-api",
+		"neutron-common", "neutron-api", "barbican-common",
 	} {
 		fmt.Fprintf(&answers, "%s %s/configure_db boolean false\n%s %s/register-endpoint boolean false\n", name, name, name, name)
 	}

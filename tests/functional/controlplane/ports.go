@@ -21,6 +21,7 @@ var ports = map[int]string{
 	8775:  "Nova's metadata service",
 	8778:  "Placement",
 	9292:  "Glance",
+	9311:  "Barbican",
 	9696:  "Neutron",
 	11211: "memcached",
 	25672: "RabbitMQ's cluster port",

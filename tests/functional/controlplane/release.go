@@ -11,6 +11,8 @@ import (
 type Release struct {
 	Name string // as compute-agent's own option "release" has it
 
+	// KeyManager: StartKeyManager knows its Barbican. That of the others was not looked at.
+	KeyManager bool
 	// InspectsDisks: Glance refuses disk images that could make a host open other files, or of another format than they claim.
 	InspectsDisks bool
 
@@ -35,9 +37,11 @@ const DefaultRelease = "zed"
 // releases by name. From Debian 13 on Neutron's server is in parts, and Glance an application for uwsgi.
 var releases = map[string]Release{
 	DefaultRelease: {
+		KeyManager: true,
+
 		suite:    guestSuite,
 		nets:     []string{LinuxBridge, OVS},
-		packages: []string{"neutron-linuxbridge-agent", "python3-memcache"},
+		packages: []string{"neutron-linuxbridge-agent", "python3-memcache", KeyManagerPackage},
 		image:    service{"glance-api", "glance", []string{"HOME=/var/lib/glance"}, []string{"/usr/bin/glance-api"}},
 		network:  []service{neutronService("neutron-server", "neutron-server", mlConf)},
 		settings: settings{Cache: "oslo_cache.memcache_pool", WSGI: scripts},

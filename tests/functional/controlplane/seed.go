@@ -22,33 +22,41 @@ func (p *Plane) seedIdentity(ctx context.Context) error {
 		return err
 	}
 	s := seeder{ctx: ctx, admin: admin}
-	roles := map[string]string{}
-	for _, name := range []string{"admin", "member", "service"} {
-		roles[name] = s.ensure("/roles", "role", object{"name": name})
-	}
+	member := s.ensure("/roles", "role", object{"name": "member"})
 	service := s.ensure("/projects", "project", object{"name": "service", "domain_id": "default"})
 	demo := s.ensure("/projects", "project", object{"name": "demo", "domain_id": "default"})
 	for _, name := range []string{"nova", "neutron", "glance", "placement"} {
-		user := s.ensure("/users", "user", object{"name": name, "domain_id": "default", "password": Password})
-		s.grant(service, user, roles["admin"])
-		s.grant(service, user, roles["service"])
+		s.serviceUser(name, service)
 	}
 	tenant := s.ensure("/users", "user", object{"name": "demo", "domain_id": "default", "password": Password})
-	s.grant(demo, tenant, roles["member"])
+	s.grant(demo, tenant, member)
 	for _, entry := range []struct{ kind, name, url string }{
 		{cloud.Image, "glance", "http://127.0.0.1:9292"},
 		{cloud.Placement, "placement", "http://127.0.0.1:8778"},
 		{cloud.Compute, "nova", "http://127.0.0.1:8774/v2.1"},
 		{cloud.Network, "neutron", "http://127.0.0.1:9696"},
 	} {
-		id := s.ensure("/services", "service", object{"type": entry.kind, "name": entry.name})
-		for _, face := range []string{"public", "internal", "admin"} {
-			s.post(cloud.Identity, "/endpoints", object{"endpoint": object{
-				"service_id": id, "interface": face, "url": entry.url, "region_id": region,
-			}})
-		}
+		s.catalog(entry.kind, entry.name, entry.url)
 	}
 	return s.err
+}
+
+// serviceUser creates the user that a service calls others as.
+func (s *seeder) serviceUser(name, project string) {
+	user := s.ensure("/users", "user", object{"name": name, "domain_id": "default", "password": Password})
+	for _, role := range []string{"admin", "service"} {
+		s.grant(project, user, s.ensure("/roles", "role", object{"name": role}))
+	}
+}
+
+// catalog enters a service and its address.
+func (s *seeder) catalog(kind, name, url string) {
+	id := s.ensure("/services", "service", object{"type": kind, "name": name})
+	for _, face := range []string{"public", "internal", "admin"} {
+		s.post(cloud.Identity, "/endpoints", object{"endpoint": object{
+			"service_id": id, "interface": face, "url": url, "region_id": region,
+		}})
+	}
 }
 
 // seedContent creates flavors, images, and the network that every project may use.

@@ -27,6 +27,7 @@ const usage = `usage: controlplane [-base DIR] [-release NAME] [-net linuxbridge
   os ARG...       the openstack client, as the administrator
   add-host H      make this machine another compute host H besides the one of its own name; remove-host H ends that
   agent-config D [H]  print the configuration of an agent, of host H, that keeps its state below D
+  key-manager     start Barbican too, for signed images
   peer            start the distribution's nova-compute with the fake driver, as host "peer"
 `
 
@@ -84,6 +85,8 @@ func run(ctx context.Context) error {
 			return plane.RemoveHost(ctx, flag.Arg(1))
 		}
 		return plane.AddHost(ctx, flag.Arg(1))
+	case "key-manager":
+		return plane.StartKeyManager(ctx)
 	case "peer":
 		return plane.StartPeer(ctx)
 	default:
