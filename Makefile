@@ -15,7 +15,7 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # Of the control plane that the functional tests run against: zed, epoxy or hibiscus.
-RELEASE ?= zed
+RELEASE := zed
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 

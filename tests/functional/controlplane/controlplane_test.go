@@ -114,8 +114,19 @@ func TestReleaseOfADirectory(t *testing.T) {
 	require.Equal(t, "trixie", again.Release.suite)
 	_, err = New(Options{Base: base, Net: LinuxBridge, Out: io.Discard})
 	require.ErrorContains(t, err, "epoxy has ovs")
+	_, err = New(Options{Base: base, Release: "zed"})
+	require.ErrorContains(t, err, "holds a control plane of epoxy")
 	_, err = New(Options{Base: base, Release: "yoga"})
 	require.ErrorContains(t, err, "epoxy, hibiscus, zed are known")
+}
+
+func TestDirectoryOfBeforeTheReleases(t *testing.T) {
+	t.Parallel()
+	p, err := New(Options{Base: t.TempDir(), Out: io.Discard})
+	require.NoError(t, err)
+	require.NoError(t, p.setMark("packages", "done"))
+	_, err = New(Options{Base: p.Base, Release: "epoxy"})
+	require.ErrorContains(t, err, "holds a control plane of zed")
 }
 
 func TestEveryReleaseIsOfCompute(t *testing.T) {

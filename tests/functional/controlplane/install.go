@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,9 +41,6 @@ func (p *Plane) Install(ctx context.Context) error {
 	}
 	if err := os.MkdirAll(p.path("log"), 0o755); err != nil {
 		return err
-	}
-	if holds := cmp.Or(p.mark("release"), DefaultRelease); p.mark("packages") != "" && holds != p.Release.Name {
-		return fmt.Errorf("install %s in %s: it holds %s", p.Release.Name, p.Base, holds)
 	}
 	if err := p.setMark("release", p.Release.Name); err != nil {
 		return err

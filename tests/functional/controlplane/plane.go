@@ -97,8 +97,15 @@ func New(o Options) (*Plane, error) {
 	if p.out == nil {
 		p.out = os.Stderr
 	}
-	if p.Release, err = releaseNamed(cmp.Or(o.Release, p.mark("release"), DefaultRelease)); err != nil {
+	held := p.mark("release")
+	if held == "" && p.mark("packages") != "" {
+		held = DefaultRelease // of before there were others
+	}
+	if p.Release, err = releaseNamed(cmp.Or(o.Release, held, DefaultRelease)); err != nil {
 		return nil, err
+	}
+	if held != "" && held != p.Release.Name {
+		return nil, fmt.Errorf("%s holds a control plane of %s: choose another directory for %s", p.Base, held, p.Release.Name)
 	}
 	p.Net = cmp.Or(o.Net, p.mark("net"), p.Release.nets[0])
 	if !slices.Contains(p.Release.nets, p.Net) {

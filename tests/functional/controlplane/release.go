@@ -56,7 +56,7 @@ var releases = map[string]Release{
 		network:  neutronServers,
 		settings: settings{Cache: "dogpile.cache.pymemcache", TransientQueues: true, WSGI: scripts},
 	},
-	"hibiscus": {
+	"hibiscus": { // as long as sid carries it
 		InspectsDisks: true,
 
 		suite:    "sid",
