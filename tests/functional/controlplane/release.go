@@ -15,6 +15,8 @@ type Release struct {
 	KeyManager bool
 	// InspectsDisks: Glance refuses disk images that could make a host open other files, or of another format than they claim.
 	InspectsDisks bool
+	// EvacuatesStopped: Nova has microversion 2.95, from which on an evacuated server is not started.
+	EvacuatesStopped bool
 
 	suite    string   // of Debian
 	nets     []string // kinds of network that its neutron has an agent for; the first is the default
@@ -47,7 +49,7 @@ var releases = map[string]Release{
 		settings: settings{Cache: "oslo_cache.memcache_pool", WSGI: scripts},
 	},
 	"epoxy": {
-		InspectsDisks: true,
+		InspectsDisks: true, EvacuatesStopped: true,
 
 		suite:    "trixie",
 		nets:     []string{OVS},
@@ -57,7 +59,7 @@ var releases = map[string]Release{
 		settings: settings{Cache: "dogpile.cache.pymemcache", TransientQueues: true, WSGI: scripts},
 	},
 	"hibiscus": { // as long as sid carries it
-		InspectsDisks: true,
+		InspectsDisks: true, EvacuatesStopped: true,
 
 		suite:    "sid",
 		nets:     []string{OVS},
