@@ -187,7 +187,10 @@ func (s *spawn) fetchImage(ctx context.Context) (err error) {
 	if s.image, err = s.m.syncImage(ctx, &s.r.Image, s.m.trust(s.inst.TrustedCerts)); err != nil {
 		return err
 	}
-	return s.checkRequirements(s.image.Metadata)
+	if err := s.checkRequirements(s.image.Metadata); err != nil {
+		return err
+	}
+	return glanceimage.CheckInit(s.r.Image.ID, s.image.Path, s.m.opts.Cgroups)
 }
 
 func (s *spawn) checkRequirements(metadata imagesync.Metadata) error {

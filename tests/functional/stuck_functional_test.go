@@ -5,7 +5,9 @@ package functional
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,26 +29,25 @@ const (
 // freezeDisk stops all writing to a server's root disk, as a storage that hangs does, until thaw is called.
 func freezeDisk(t *testing.T, id string) (thaw func()) {
 	t.Helper()
-	mounts, err := os.ReadFile("/proc/mounts")
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	require.NoError(t, err)
-	place := ""
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); strings.HasPrefix(fields[0], "/dev/loop") && strings.Contains(fields[1], id) {
-			place = fields[1]
+	device := ""
+	for _, file := range files {
+		if backing, err := os.ReadFile(file); err == nil && strings.Contains(string(backing), id) {
+			device = "/dev/" + strings.Split(file, "/")[3]
 		}
 	}
-	require.NotEmpty(t, place, "the root disk has a file system of its own")
+	require.NotEmpty(t, device, "the root disk is a device of its own")
+	place := t.TempDir() // the same file system once more: where the server has it no path leads to
+	require.NoError(t, unix.Mount(device, place, "ext4", 0, ""))
 	dir, err := os.Open(place)
 	require.NoError(t, err)
 	require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiFreeze, 0))
-	thaw = func() {
-		if dir == nil {
-			return
-		}
+	thaw = sync.OnceFunc(func() {
 		require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiThaw, 0))
 		require.NoError(t, dir.Close())
-		dir = nil
-	}
+		require.NoError(t, unix.Unmount(place, 0))
+	})
 	t.Cleanup(thaw)
 	return thaw
 }
