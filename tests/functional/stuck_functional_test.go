@@ -80,13 +80,15 @@ func TestStuckGuest(t *testing.T) {
 	require.Equal(t, "HARD_REBOOT", now.Status, "it is stuck all the while")
 	remove(t, full.ID)
 
-	now = statusIn(t, 90*time.Second, stuck.ID, "ACTIVE", "ERROR")
-	t.Logf("%s: %v, %+v", now.Status, now.Fault, lastAction(t, stuck.ID, "reboot"))
+	now = statusIn(t, 90*time.Second, stuck.ID, "ERROR")
+	require.NotNil(t, now.Fault)
+	require.Contains(t, now.Fault.Message, "the guest's init does not die")
 	thaw()
 	eventually(t, time.Minute, "the stuck guest to end", func(ctx context.Context) (bool, error) {
 		server, err := shared.Admin.Server(ctx, stuck.ID)
 		return server.PowerState == 4, err // SHUTDOWN
 	})
-	act(t, stuck.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
+	require.NoError(t, shared.Admin.Action(within(t, time.Minute), stuck.ID, "reboot", map[string]string{"type": "HARD"}, nil))
+	statusIn(t, time.Minute, stuck.ID, "ACTIVE")
 	require.Equal(t, "up", inside(t, stuck.ID, "sh", "-c", "echo x > /free && echo up"))
 }

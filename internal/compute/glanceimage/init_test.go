@@ -25,10 +25,7 @@ func TestCheckInit(t *testing.T) {
 		{"Alma 8", "../lib/systemd/systemd", []string{"usr/lib/systemd/libsystemd-shared-239.so"}, nil},
 		{"Debian 12", "/lib/systemd/systemd", []string{"usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so"}, nil},
 		{"Debian 13", "/lib/systemd/systemd", []string{"usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so"}, nil},
-		{
-			"Fedora 43", "../lib/systemd/systemd", []string{"usr/lib/systemd/libsystemd-shared-258-1.fc43.so"},
-			map[hostinfo.Layout]string{v1: "systemd 258 needs cgroup v2", hybrid: "this host has v1"},
-		},
+		{"Fedora 43", "../lib/systemd/systemd", []string{"usr/lib/systemd/libsystemd-shared-258-1.fc43.so"}, map[hostinfo.Layout]string{v1: "systemd 258 needs cgroup v2", hybrid: "this host has v1"}},
 		{"another init", "/bin/busybox", []string{"usr/lib/systemd/systemd"}, nil},
 		{"systemd aside", "", []string{"sbin/init", "usr/lib/systemd/systemd"}, nil},
 	} {
