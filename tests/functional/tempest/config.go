@@ -35,6 +35,10 @@ region = RegionOne
 api_v2 = false
 api_v2_admin = false
 
+[service-clients]
+# After a minute, the default, a request is made again. On a busy machine neutron takes longer to connect a router, and then refuses the second.
+http_timeout = 300
+
 [service_available]
 nova = true
 neutron = true
