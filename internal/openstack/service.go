@@ -63,6 +63,9 @@ type Request struct {
 	// User: with the token of the context's request. A context without token
 	// uses the service's own identity, as Nova does for periodic tasks.
 	User bool
+	// Changes tells of a GET that makes something: it has the time of a change,
+	// and is not repeated once the service may have seen it.
+	Changes bool
 	// Endpoint replaces the service's own for this request ([glance] api_servers).
 	Endpoint string
 }
@@ -72,7 +75,7 @@ type Request struct {
 func (s *Service) Do(ctx context.Context, r Request) error {
 	defer stopwatch.Wait(ctx, s.options.Section)()
 	return s.retry(ctx, r, func() error {
-		ctx, cancel := context.WithTimeoutCause(ctx, s.timeout(r.Method), errSilent)
+		ctx, cancel := context.WithTimeoutCause(ctx, s.timeout(r), errSilent)
 		defer cancel()
 		resp, err := s.send(ctx, r)
 		if err != nil {
@@ -102,7 +105,7 @@ func (s *Service) Do(ctx context.Context, r Request) error {
 func (s *Service) Stream(ctx context.Context, r Request) (*http.Response, error) {
 	var resp *http.Response
 	err := s.retry(ctx, r, func() error {
-		watched := newIdleWatch(ctx, s.timeout(r.Method))
+		watched := newIdleWatch(ctx, s.timeout(r))
 		if r.RawBody != nil {
 			r.RawBody = &watchedReader{Reader: r.RawBody, watch: watched}
 		}
@@ -120,8 +123,11 @@ func (s *Service) Stream(ctx context.Context, r Request) (*http.Response, error)
 	return resp, err
 }
 
-func (s *Service) timeout(method string) time.Duration {
-	if method == http.MethodGet {
+// reads reports whether the request may be made twice.
+func (r Request) reads() bool { return r.Method == http.MethodGet && !r.Changes }
+
+func (s *Service) timeout(r Request) time.Duration {
+	if r.reads() {
 		return orDefault(s.options.Timeout, defaultReadTimeout)
 	}
 	return orDefault(s.options.Timeout, defaultTimeout)
@@ -135,7 +141,7 @@ func (s *Service) retry(ctx context.Context, r Request, attempt func() error) er
 	started := time.Now()
 	again := s.options.StatusCodeRetries
 	for {
-		err := retryConnect(ctx, s.options.ConnectRetries, s.options.ConnectRetryDelay, r.Method == http.MethodGet, attempt)
+		err := retryConnect(ctx, s.options.ConnectRetries, s.options.ConnectRetryDelay, r.reads(), attempt)
 		log := reqctx.Log(ctx).WithFields(map[string]any{
 			"service": s.options.Section, "http_method": r.Method, "path": r.Path, "elapsed": time.Since(started).Seconds(),
 		})

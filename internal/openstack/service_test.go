@@ -225,6 +225,11 @@ func TestBrokenConnections(t *testing.T) {
 	err := service.Do(t.Context(), openstack.Request{Method: http.MethodPost, Path: "/things"})
 	require.ErrorIs(t, err, openstack.ErrUnreachable)
 	require.Equal(t, int32(3), calls.Load())
+
+	calls.Store(0)
+	err = service.Do(t.Context(), openstack.Request{Method: http.MethodGet, Path: "/things", Changes: true})
+	require.ErrorIs(t, err, openstack.ErrUnreachable)
+	require.Equal(t, int32(1), calls.Load(), "a GET that makes something")
 }
 
 func TestRetriableStatus(t *testing.T) {

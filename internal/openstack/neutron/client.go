@@ -70,11 +70,13 @@ const (
 )
 
 func (c *Client) do(ctx context.Context, as identity, method, path string, query url.Values, body, into any) error {
-	user := bool(as)
-	err := c.options.Service.Do(ctx, openstack.Request{
-		Method: method, Path: path, Query: query, Body: body, Into: into, User: user,
-	})
-	return refused(err, user && reqctx.From(ctx).AuthToken != "")
+	return c.request(ctx, as, openstack.Request{Method: method, Path: path, Query: query, Body: body, Into: into})
+}
+
+func (c *Client) request(ctx context.Context, as identity, r openstack.Request) error {
+	r.User = bool(as)
+	err := c.options.Service.Do(ctx, r)
+	return refused(err, r.User && reqctx.From(ctx).AuthToken != "")
 }
 
 // list reads a collection, filtered by ids when key is not empty, in as many

@@ -206,7 +206,10 @@ func (c *Client) autoAllocate(ctx context.Context, projectID string) ([]Network,
 	var topology struct {
 		Topology struct{ ID string } `json:"auto_allocated_topology"`
 	}
-	err := c.do(ctx, asUser, http.MethodGet, "/auto-allocated-topology/"+url.PathEscape(projectID), nil, nil, &topology)
+	// Neutron makes a network, a subnet and a router before it answers.
+	err := c.request(ctx, asUser, openstack.Request{
+		Method: http.MethodGet, Path: "/auto-allocated-topology/" + url.PathEscape(projectID), Into: &topology, Changes: true,
+	})
 	if openstack.Status(err) == http.StatusConflict {
 		return nil, &Error{Sentinel: ErrUnableToAutoAllocate, ID: projectID, Cause: err}
 	}
