@@ -130,7 +130,7 @@ func TestValidate(t *testing.T) {
 				assert.NoError(t, err)
 				return
 			}
-			assert.ErrorContains(t, err, c.want)
+			require.ErrorContains(t, err, c.want)
 			assert.ErrorAs(t, err, new(*signature.Error))
 		})
 	}
@@ -143,7 +143,7 @@ func TestValidateEndsInACircle(t *testing.T) {
 	two := issue(t, request{name: "two", path: -1, by: &one})
 	oneByTwo := issue(t, request{name: "one", path: -1, by: &two, key: one.key})
 	leaf := issue(t, request{name: "leaf", by: &two, noCA: true})
-	assert.ErrorContains(t, signature.Validate(leaf.certificate, trust(oneByTwo, two), now), "Could not locate the signing certificate for certificate 'one'")
+	require.ErrorContains(t, signature.Validate(leaf.certificate, trust(oneByTwo, two), now), "Could not locate the signing certificate for certificate 'one'")
 	assert.NoError(t, signature.Validate(leaf.certificate, trust(two, one), now))
 }
 
@@ -206,7 +206,7 @@ func TestCertificatesSignedWithDSA(t *testing.T) {
 		return c
 	}
 	right, wrong := signed(nil), signed(signDSA(t, key, digestOf(crypto.SHA256, "something else")))
-	assert.NoError(t, signature.Validate(right, []signature.Trusted{{ID: "dsa", Certificate: right}}, now))
+	require.NoError(t, signature.Validate(right, []signature.Trusted{{ID: "dsa", Certificate: right}}, now))
 	assert.Error(t, signature.Validate(wrong, []signature.Trusted{{ID: "dsa", Certificate: wrong}}, now))
 
 	digest := digestOf(crypto.SHA384, "the image") // longer than the key's subgroup
