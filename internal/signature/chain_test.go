@@ -207,7 +207,7 @@ func TestCertificatesSignedWithDSA(t *testing.T) {
 	}
 	right, wrong := signed(nil), signed(signDSA(t, key, digestOf(crypto.SHA256, "something else")))
 	require.NoError(t, signature.Validate(right, []signature.Trusted{{ID: "dsa", Certificate: right}}, now))
-	assert.Error(t, signature.Validate(wrong, []signature.Trusted{{ID: "dsa", Certificate: wrong}}, now))
+	require.Error(t, signature.Validate(wrong, []signature.Trusted{{ID: "dsa", Certificate: wrong}}, now))
 
 	digest := digestOf(crypto.SHA384, "the image") // longer than the key's subgroup
 	claim, err := parse(properties(signDSA(t, key, digest), "SHA-384", "DSA"))
