@@ -65,8 +65,7 @@ func TestGuestOffWhileAgentAway(t *testing.T) {
 	server := boot(t, cloud.NewServer{})
 	answers(t, server)
 	killAgent(t)
-	_, err := shared.Agent.Exec(within(t, 20*time.Second), server.ID, "poweroff")
-	require.NoError(t, err)
+	shutDown(t, server.ID, "poweroff")
 	time.Sleep(2 * time.Second) // for the guest to be off
 	startAgent(t)
 	statusIn(t, 60*time.Second, server.ID, "SHUTOFF")

@@ -200,6 +200,15 @@ func inside(t *testing.T, id string, command ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// shutDown runs reboot or poweroff in the guest, whose init may end the command, as everything else, before it has returned.
+func shutDown(t *testing.T, id, command string) {
+	t.Helper()
+	_, err := shared.Agent.Exec(within(t, 30*time.Second), id, command)
+	if err != nil {
+		require.Regexp(t, "exit status (137|143)", err.Error())
+	}
+}
+
 // booted is a value that is another one after each boot of the guest.
 func booted(t *testing.T, id string) string {
 	t.Helper()

@@ -178,7 +178,7 @@ func TestAttachAndDetachInterface(t *testing.T) {
 	require.Equal(t, before, booted(t, server.ID), "the guest runs on")
 
 	// A reboot inside, through the API, a stop and a start: the same interfaces under the same names.
-	inside(t, server.ID, "reboot")
+	shutDown(t, server.ID, "reboot")
 	eventually(t, 20*time.Second, "a guest that has booted again", func(ctx context.Context) (bool, error) {
 		out, err := shared.Agent.Exec(ctx, server.ID, "cat", "/proc/1/stat")
 		f := strings.Fields(out)
@@ -210,7 +210,7 @@ func TestAttachAndDetachInterface(t *testing.T) {
 	require.Equal(t, first, interfaces(t, server.ID))
 	// And a reboot inside of a guest that has lost interfaces of its start.
 	before = booted(t, server.ID)
-	inside(t, server.ID, "reboot")
+	shutDown(t, server.ID, "reboot")
 	eventually(t, 20*time.Second, "a guest that has booted again", func(ctx context.Context) (bool, error) {
 		out, err := shared.Agent.Exec(ctx, server.ID, "cat", "/proc/1/stat")
 		f := strings.Fields(out)

@@ -54,7 +54,7 @@ func TestReboot(t *testing.T) {
 func TestPoweroffInsideIsNoticed(t *testing.T) {
 	server := boot(t, cloud.NewServer{})
 	answers(t, server)
-	inside(t, server.ID, "poweroff")
+	shutDown(t, server.ID, "poweroff")
 	eventually(t, 5*time.Second, "SHUTOFF", func(ctx context.Context) (bool, error) {
 		now, err := shared.Admin.Server(ctx, server.ID)
 		return now.Status == "SHUTOFF" && now.TaskState == "", err
@@ -67,7 +67,7 @@ func TestRebootInsideIsNoticed(t *testing.T) {
 	server := boot(t, cloud.NewServer{})
 	answers(t, server)
 	first := booted(t, server.ID)
-	inside(t, server.ID, "reboot")
+	shutDown(t, server.ID, "reboot")
 	eventually(t, 5*time.Second, "a guest that has booted again", func(ctx context.Context) (bool, error) {
 		stat, err := shared.Agent.Exec(ctx, server.ID, "cat", "/proc/1/stat")
 		if err != nil {

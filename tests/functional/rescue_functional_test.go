@@ -46,7 +46,7 @@ func TestRescue(t *testing.T) {
 	inside(t, server.ID, "sh", "-c", "echo repaired > /mnt/mark; touch /only-here")
 
 	first := booted(t, server.ID)
-	inside(t, server.ID, "reboot") // the API refuses one in rescue
+	shutDown(t, server.ID, "reboot") // the API refuses one in rescue
 	eventually(t, 20*time.Second, "a rescue system that has booted again", func(ctx context.Context) (bool, error) {
 		stat, err := shared.Agent.Exec(ctx, server.ID, "cat", "/proc/1/stat")
 		fields := strings.Fields(stat)
