@@ -12,7 +12,7 @@ import (
 // entries are what the journal holds on disk.
 func (w *world) entries() map[string]journal.Entry {
 	w.t.Helper()
-	entries, err := w.journal.Entries()
+	entries, _, err := w.journal.Entries()
 	require.NoError(w.t, err)
 	return entries
 }

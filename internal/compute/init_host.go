@@ -17,6 +17,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -231,8 +232,11 @@ func (m *Manager) completePause(ctx context.Context, inst *object.Instance) erro
 
 // restore repairs the wiring of an instance and, after a reboot of the host, starts it
 // again if the operator wants that.
-func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driver.PowerState) error {
+func (m *Manager) restore(ctx context.Context, inst *object.Instance, now driver.PowerState) error {
 	rec, ok, err := m.record(inst.UUID)
+	if errors.Is(err, state.ErrDamaged) {
+		return m.failDamaged(ctx, inst, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -245,7 +249,7 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driv
 		return err
 	}
 	for _, v := range rec.VIFs {
-		if err := m.plugLive(ctx, &rec, v, !isOff(state)); err != nil {
+		if err := m.plugLive(ctx, &rec, v, !isOff(now)); err != nil {
 			reqctx.Log(ctx).WithField("port_id", v.PortID).WithError(err).Error("port not plugged; putting the instance into error")
 			return m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 		}
@@ -254,14 +258,22 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, state driv
 		return err
 	}
 	wasRunning := inst.VMState == object.VMStateActive && inst.PowerState == int(driver.PowerStateRunning)
-	if isOff(state) && wasRunning && m.opts.ResumeGuestsOnHostBoot {
+	if isOff(now) && wasRunning && m.opts.ResumeGuestsOnHostBoot {
 		reqctx.Log(ctx).Info("starting a guest that ran before the host's reboot")
 		if err := m.runRecorded(ctx, rec); err != nil {
 			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil}))
 		}
 		return nil
 	}
-	return m.syncPowerState(ctx, inst, state)
+	return m.syncPowerState(ctx, inst, now)
+}
+
+// failDamaged puts an instance into error whose record cannot be read: nothing can be done with it here but a delete or a rebuild by
+// hand. Its guest, if it runs, runs on.
+func (m *Manager) failDamaged(ctx context.Context, inst *object.Instance, damage error) error {
+	reqctx.Log(ctx).WithError(damage).Error("record of an instance is damaged; putting the instance into error")
+	m.recordFault(ctx, inst, damage)
+	return m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 }
 
 // removeLeftovers clears what is on this host for instances that Nova no longer has here:
@@ -287,9 +299,12 @@ func (m *Manager) removeLeftovers(ctx context.Context, known map[string]bool) {
 // localInstances are the UUIDs for which anything exists on this host.
 func (m *Manager) localInstances(ctx context.Context) (map[string]bool, error) {
 	local := map[string]bool{}
-	records, err := listRecords(m.DB)
+	records, damaged, err := state.ListReadable[record](m.DB, recordBucket)
 	if err != nil {
 		return nil, err
+	}
+	for uuid := range damaged {
+		local[uuid] = true
 	}
 	for uuid := range records {
 		local[uuid] = true

@@ -8,6 +8,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
+	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/vif"
 )
@@ -223,4 +224,33 @@ func TestMessagesWaitForTheSettling(t *testing.T) {
 	require.NoError(t, <-done)
 	w.drain()
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
+}
+
+// TestDamagedState: one record or entry that cannot be read keeps the agent neither from its start nor from other instances.
+func TestDamagedState(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	const other = "5e5e5e5e-0000-4000-8000-000000000001"
+	require.NoError(t, state.Put(w.DB, recordBucket, uuid, "damaged"))
+	require.NoError(t, state.Put(w.DB, "journal", other, "damaged"))
+	before, _ := w.driver.Instance(uuid)
+	w.restarted()
+	w.start()
+	require.Equal(t, "error/-/"+testHost, w.nova.States(uuid))
+	require.Len(t, w.nova.LogOf("InstanceFault.create"), 1)
+	guest, _ := w.driver.Instance(uuid)
+	require.Equal(t, before.InitPID, guest.InitPID, "the guest runs on")
+	w.noJournal()
+	local, err := w.localInstances(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, local, uuid)
+	_, err = listRecords(w.DB)
+	require.ErrorIs(t, err, state.ErrDamaged, "images are not released on the word of some records")
+
+	_, err = w.operate("terminate_instance", "deleting", nil)
+	require.NoError(t, err)
+	require.Empty(t, w.plugger.plugged())
+	local, err = w.localInstances(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, local)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
 )
 
 // resumeMove takes up a step that an earlier process accepted and did not end.
@@ -30,7 +31,7 @@ const incompleteInterval = 5 * time.Minute
 
 // settleArrivals goes on with root disks whose move goes on, and removes the others.
 func (m *Manager) settleArrivals(ctx context.Context) error {
-	records, err := listRecords(m.DB)
+	records, _, err := state.ListReadable[record](m.DB, recordBucket)
 	if err != nil {
 		return err
 	}

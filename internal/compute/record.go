@@ -164,7 +164,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	r, _, err := m.record(uuid)
-	if err != nil {
+	if err != nil && !errors.Is(err, state.ErrDamaged) { // then the info cache has the ports
 		return err
 	}
 	var errs []error

@@ -29,9 +29,16 @@ func (m *Manager) resumeJournal(ctx context.Context) (resumed map[string]bool, o
 	if err := m.journal.Adopt(); err != nil {
 		return nil, nil, err
 	}
-	entries, err := m.journal.Entries()
+	entries, damaged, err := m.journal.Entries()
 	if err != nil {
 		return nil, nil, err
+	}
+	for uuid, err := range damaged { // one must not keep the agent from the others
+		log := reqctx.Log(reqctx.WithField(ctx, "instance", uuid)).WithError(err)
+		log.Error("operation in the journal is damaged; the instance is settled as any other")
+		if err := m.journal.Drop(uuid); err != nil {
+			log.WithField("drop_error", err).Error("operation not removed from the journal")
+		}
 	}
 	resumed, others = map[string]bool{}, map[string]journal.Entry{}
 	steps, detached := m.moveSteps(), m.detachedMethods()

@@ -5,6 +5,7 @@ package state
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -72,7 +73,9 @@ func Get[T any](db *DB, bucket, key string) (T, bool, error) {
 			return nil
 		}
 		found = true
-		return json.Unmarshal(data, &v)
+		var err error
+		v, err = decode[T](data)
+		return err
 	})
 	if err != nil {
 		return v, false, fmt.Errorf("read %s/%s: %w", bucket, key, err)
@@ -95,25 +98,48 @@ func Delete(db *DB, bucket, key string) error {
 	return nil
 }
 
-// List reads all values of a bucket by key; an unknown bucket is empty.
+// List reads all values of a bucket by key; an unknown bucket is empty. A damaged value is an error.
 func List[T any](db *DB, bucket string) (map[string]T, error) {
-	all := map[string]T{}
-	err := db.bolt.View(func(tx *bolt.Tx) error {
+	all, damaged, err := ListReadable[T](db, bucket)
+	if err != nil {
+		return nil, err
+	}
+	for key, err := range damaged {
+		return nil, fmt.Errorf("list %s: decode %s: %w", bucket, key, err)
+	}
+	return all, nil
+}
+
+// ListReadable is List for those to whom the rest matters although some values are damaged; it tells which.
+func ListReadable[T any](db *DB, bucket string) (all map[string]T, damaged map[string]error, err error) {
+	all, damaged = map[string]T{}, map[string]error{}
+	err = db.bolt.View(func(tx *bolt.Tx) error {
 		b := tx.Bucket([]byte(bucket))
 		if b == nil {
 			return nil
 		}
 		return b.ForEach(func(k, data []byte) error {
-			var v T
-			if err := json.Unmarshal(data, &v); err != nil {
-				return fmt.Errorf("decode %s: %w", k, err)
+			v, err := decode[T](data)
+			if err != nil {
+				damaged[string(k)] = err
+				return nil
 			}
 			all[string(k)] = v
 			return nil
 		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", bucket, err)
+		return nil, nil, fmt.Errorf("list %s: %w", bucket, err)
 	}
-	return all, nil
+	return all, damaged, nil
+}
+
+// ErrDamaged tells of a value that is not what was stored.
+var ErrDamaged = errors.New("the stored value is damaged")
+
+func decode[T any](data []byte) (v T, err error) {
+	if err := json.Unmarshal(data, &v); err != nil {
+		return v, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return v, nil
 }

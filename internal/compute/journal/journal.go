@@ -192,9 +192,9 @@ func (j *Journal) HandBack(uuid string) error {
 	return state.Put(j.db, bucket, uuid, entry)
 }
 
-// Entries are the entries on disk by instance UUID.
-func (j *Journal) Entries() (map[string]Entry, error) {
-	return state.List[Entry](j.db, bucket)
+// Entries are the entries on disk by instance UUID, and those that cannot be read.
+func (j *Journal) Entries() (entries map[string]Entry, damaged map[string]error, err error) {
+	return state.ListReadable[Entry](j.db, bucket)
 }
 
 // Drop removes an instance's entry, unless an operation of this process has it.
