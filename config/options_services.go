@@ -145,7 +145,7 @@ func sessionOptions(s *section, a *Auth) {
 	s.text(&a.CertFile, "certfile", "", "File with a client certificate.")
 	s.text(&a.KeyFile, "keyfile", "", "File with the client certificate's key.")
 	s.boolean(&a.Insecure, "insecure", false, "Whether certificates go unchecked.")
-	s.seconds(&a.Timeout, "timeout", 0, "Time for a request.").atLeast(0).none("no limit")
+	s.seconds(&a.Timeout, "timeout", 0, "Time for a request.").atLeast(0).none("a minute to read, five to change")
 }
 
 // adapterOptions declares how to find the endpoint.
