@@ -20,7 +20,7 @@ func linesOf(in io.Reader) *bufio.Scanner {
 }
 
 // keep takes over what passed in earlier runs, whose log it reads. The last result of a test counts. What was skipped is asked for again: it
-// takes no time, and the configuration may have changed. So are all tests of a class that failed before its first test or after its last.
+// takes no time, and the configuration may have changed. So are all tests of a class that failed after its last one.
 func (r *results) keep(log io.Reader) error {
 	at := unknownCommit
 	sources := map[string]string{}
@@ -37,8 +37,7 @@ func (r *results) keep(log io.Reader) error {
 			sources[o.name] = at
 		default:
 			delete(sources, o.name)
-			class := strings.TrimSuffix(strings.TrimSuffix(o.name, ".setUpClass"), ".tearDownClass")
-			for _, test := range r.of(class) { // none, if it is a test's
+			for _, test := range r.of(strings.TrimSuffix(o.name, ".tearDownClass")) { // none, if the result is one test's
 				delete(sources, test)
 			}
 		}

@@ -73,6 +73,7 @@ func TestGoOnAfterEarlierRuns(t *testing.T) {
 # run of def
 Captured traceback:
 {0} tempest.a.C.test_2[id-2] [1s] ... FAILED
+{0} setUpClass (tempest.a.C) [1s] ... FAILED
 {0} setUpClass (tempest.a.E) ... SKIPPED: no volumes
 {0} tempest.a.F.test_1 ... SKIPPED: no volumes
 `)))
