@@ -88,6 +88,7 @@ type judge struct {
 
 	second  *lab.Lab
 	guestFS *guestFS
+	source  string // the commit of the agents
 }
 
 // up installs what is missing and starts everything.
@@ -106,6 +107,7 @@ func (j *judge) up(ctx context.Context) error {
 	if j.second, err = j.Neighbour(ctx, secondHost); err != nil {
 		return err
 	}
+	j.source = source(ctx)
 	if err := j.Agent.Build(ctx); err != nil {
 		return err
 	}

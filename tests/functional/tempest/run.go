@@ -78,7 +78,7 @@ func (j *judge) judge(ctx context.Context) (r *results, err error) {
 	if err := os.WriteFile(j.file(listFile), []byte(strings.Join(left, "\n")+"\n"), 0o600); err != nil {
 		return nil, err
 	}
-	if _, err := fmt.Fprintln(log, runOf+source(ctx)); err != nil {
+	if _, err := fmt.Fprintln(log, runOf+j.source); err != nil {
 		return nil, err
 	}
 	return r, j.follow(ctx, r, log)
