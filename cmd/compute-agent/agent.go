@@ -167,12 +167,14 @@ func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
 // checkHost logs what is wrong with the host and refuses to run where that is fatal.
 func checkHost(ctx context.Context, d *lxc.Driver) error {
 	var fatal []error
-	for _, p := range d.Check(ctx) {
-		if p.Fatal {
-			fatal = append(fatal, fmt.Errorf("%s: %s", p.What, p.Remedy))
-			continue
+	for _, check := range d.Checks(ctx) {
+		for _, p := range check.Problems {
+			if p.Fatal {
+				fatal = append(fatal, fmt.Errorf("%s: %s", p.What, p.Remedy))
+				continue
+			}
+			reqctx.Log(ctx).WithField("remedy", p.Remedy).Warning(p.What)
 		}
-		reqctx.Log(ctx).WithField("remedy", p.Remedy).Warning(p.What)
 	}
 	return errors.Join(fatal...)
 }

@@ -39,7 +39,7 @@ func run() int {
 		return 0
 	case errors.As(err, &status):
 		return int(status)
-	case errors.Is(err, errFaults):
+	case errors.Is(err, errFaults), errors.Is(err, errUnfit):
 		return 1
 	default:
 		fmt.Fprintln(os.Stderr, "compute-agent:", err)
@@ -78,7 +78,7 @@ until SIGTERM; the containers outlive it.`,
 		},
 	}
 	addConfigFlags(cmd, &sources)
-	cmd.AddCommand(newConfigCommand(), newExecCommand(), newImageCommand(), newShutdownCommand(), newVersionCommand())
+	cmd.AddCommand(newConfigCommand(), newDoctorCommand(), newExecCommand(), newImageCommand(), newShutdownCommand(), newVersionCommand())
 	return cmd
 }
 

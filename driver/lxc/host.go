@@ -26,36 +26,63 @@ type Problem struct {
 // lxcfsMount is where distributions mount lxcfs.
 const lxcfsMount = "/var/lib/lxcfs"
 
-// Check looks at the host once, at the agent's start.
-func (d *Driver) Check(_ context.Context) []Problem {
-	var problems []Problem
-	add := func(fatal bool, what, remedy string) { problems = append(problems, Problem{what, remedy, fatal}) }
+// Check is something of the host that was looked at. Without problems it is as guests need it.
+type Check struct {
+	Name     string
+	Problems []Problem
+}
 
-	if os.Geteuid() != 0 {
-		add(true, "the agent does not run as root", "run it as root; it maps ids, moves links and writes cgroups")
+// Checks looks at the host once, as at the agent's start. It changes nothing.
+func (d *Driver) Checks(_ context.Context) []Check {
+	return []Check{
+		{"privileges", checkPrivileges()},
+		{"kernel", checkKernel()},
+		{"control groups", d.checkCgroups()},
+		{"seccomp", d.checkSeccomp()},
+		{"inotify", checkInotify(readInt("/proc/sys/fs/inotify/max_user_instances"))},
+		{"ids of guests", d.checkIDs()},
+		{"AppArmor", d.checkAppArmor()},
+		{"lxcfs", d.checkLXCFS()},
 	}
-	if missing := d.cgroups.missing(); len(missing) > 0 {
-		add(true, "cgroup controllers are missing: "+strings.Join(missing, ", "),
-			"enable them (kernel parameters cgroup_enable=…, or cgroup.subtree_control)")
+}
+
+func checkPrivileges() []Problem {
+	if os.Geteuid() == 0 {
+		return nil
 	}
+	return []Problem{{"the agent does not run as root", "run it as root; it maps ids, moves links and writes cgroups", true}}
+}
+
+func checkKernel() []Problem {
+	var problems []Problem
 	if n, err := readInt("/proc/sys/user/max_user_namespaces"); err != nil || n == 0 {
-		add(true, "the kernel has no user namespaces or they are switched off", "set user.max_user_namespaces above 0")
+		problems = append(problems, Problem{"the kernel has no user namespaces or they are switched off", "set user.max_user_namespaces above 0", true})
 	}
 	if fd, err := unix.PidfdOpen(os.Getpid(), unix.PIDFD_NONBLOCK); err != nil {
-		add(true, "the kernel has no pidfd_open(2) with PIDFD_NONBLOCK", "use Linux 5.10 or later")
+		problems = append(problems, Problem{"the kernel has no pidfd_open(2) with PIDFD_NONBLOCK", "use Linux 5.10 or later", true})
 	} else {
 		_ = unix.Close(fd)
 	}
-	if !d.swapAccount() {
-		add(false, "the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1")
-	}
-	problems = append(problems, d.checkSeccomp()...)
-	instances, err := readInt("/proc/sys/fs/inotify/max_user_instances")
-	problems = append(problems, checkInotify(instances, err)...)
-	granted, err := hostinfo.SubordinateIDs("root")
-	problems = append(problems, checkIDMap(d.o.IDPool, mapTools(), granted, err)...)
-	problems = append(problems, d.checkConfinement()...)
 	return problems
+}
+
+func (d *Driver) checkCgroups() []Problem {
+	var problems []Problem
+	if missing := d.cgroups.missing(); len(missing) > 0 {
+		problems = append(problems, Problem{
+			"cgroup controllers are missing: " + strings.Join(missing, ", "),
+			"enable them (kernel parameters cgroup_enable=…, or cgroup.subtree_control)", true,
+		})
+	}
+	if !d.swapAccount() {
+		problems = append(problems, Problem{"the kernel does not account for swap, so guests can swap without limit", "boot with swapaccount=1", false})
+	}
+	return problems
+}
+
+func (d *Driver) checkIDs() []Problem {
+	granted, err := hostinfo.SubordinateIDs("root")
+	return checkIDMap(d.o.IDPool, mapTools(), granted, err)
 }
 
 // fewInotify is what some hundred guests with systemd use: each some ten inotify instances.
@@ -84,26 +111,35 @@ func (d *Driver) checkSeccomp() []Problem {
 	return nil
 }
 
-func (d *Driver) checkConfinement() []Problem {
-	var problems []Problem
+func (d *Driver) checkAppArmor() []Problem {
 	switch {
 	case d.o.AppArmor == ModeUnconfined:
 	case appArmorEnabled() && d.o.AppArmor != ModeAuto && d.o.AppArmor != ModeGenerated:
 	case appArmorEnabled() && !appArmorParser():
-		problems = append(problems, Problem{
+		return []Problem{{
 			"AppArmor is on but apparmor_parser is missing, so guests run without a profile",
 			"install apparmor", d.o.AppArmor == ModeGenerated,
-		})
+		}}
 	case !appArmorEnabled():
-		problems = append(problems, Problem{
+		return []Problem{{
 			"the host has no AppArmor, so guests run without a profile",
 			"boot with apparmor=1 security=apparmor, or leave it to the user namespace and seccomp", d.o.AppArmor != ModeAuto,
-		})
+		}}
 	}
-	if d.o.LXCFS == ModeOn && d.lxcfs() == "" {
-		problems = append(problems, Problem{"lxcfs is required but not mounted at " + lxcfsMount, "install and start lxcfs", true})
+	return nil
+}
+
+func (d *Driver) checkLXCFS() []Problem {
+	switch {
+	case d.o.LXCFS == ModeOff || d.lxcfs() != "":
+		return nil
+	case d.o.LXCFS == ModeOn:
+		return []Problem{{"lxcfs is required but not mounted at " + lxcfsMount, "install and start lxcfs", true}}
 	}
-	return problems
+	return []Problem{{
+		"lxcfs is not mounted at " + lxcfsMount + ", so guests see the node's memory and uptime as theirs",
+		"install and start lxcfs, or set [lxc] lxcfs to off", false,
+	}}
 }
 
 // mapTools tells which of newuidmap and newgidmap are where the children look for them.

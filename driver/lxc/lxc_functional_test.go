@@ -51,8 +51,10 @@ func newDriver(t *testing.T, change ...func(*Options)) *Driver {
 	}
 	d, err := New(o)
 	require.NoError(t, err)
-	for _, p := range d.Check(t.Context()) {
-		functest.Need(t, !p.Fatal, fmt.Sprintf("a host without this: %s (%s)", p.What, p.Remedy))
+	for _, check := range d.Checks(t.Context()) {
+		for _, p := range check.Problems {
+			functest.Need(t, !p.Fatal, fmt.Sprintf("a host without this: %s (%s)", p.What, p.Remedy))
+		}
 	}
 	t.Cleanup(func() { clean(t, d) })
 	return d

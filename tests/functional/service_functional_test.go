@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -45,6 +46,20 @@ func TestServiceStopsAndStarts(t *testing.T) {
 	eventually(t, 25*time.Second, "two more reports", func(context.Context) (bool, error) {
 		return reportCount(t) >= first+2, nil
 	})
+}
+
+// TestDoctor: a node whose agent serves lacks nothing; one whose seccomp profile is not there does.
+func TestDoctor(t *testing.T) {
+	out, err := shared.Agent.Command(within(t, 10*time.Second), "doctor").CombinedOutput()
+	require.NoErrorf(t, err, "%s", out)
+	require.Regexp(t, `(?m)^ok +control groups$`, string(out))
+	require.NotRegexp(t, `(?m)^failed`, string(out))
+
+	file := filepath.Join(t.TempDir(), "seccomp.conf")
+	require.NoError(t, os.WriteFile(file, []byte("[lxc]\nseccomp_profile = /nowhere\n"), 0o600))
+	out, err = shared.Agent.Command(within(t, 10*time.Second), "doctor", "--config-file", file).CombinedOutput()
+	require.Errorf(t, err, "%s", out)
+	require.Regexp(t, `(?m)^failed +seccomp$`, string(out))
 }
 
 func TestHypervisorFiguresAreTheMachines(t *testing.T) {
