@@ -419,7 +419,7 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 	if c.LXC.MetricsListen != "" {
 		g.Go(func() error { return serveMetrics(gctx, c.LXC.MetricsListen) })
 	}
-	g.Go(func() error { return announce(gctx, servers) })
+	g.Go(func() error { return announce(gctx, servers, s.service.Turns) })
 	err := g.Wait()
 
 	drain, cancel := context.WithDeadline(context.WithoutCancel(ctx), waits.deadline(<-left, time.Now()))
@@ -442,8 +442,9 @@ func serveMetrics(ctx context.Context, address string) error {
 	return metrics.Serve(ctx, listener, metrics.Handler(registry))
 }
 
-// announce tells systemd and the log that the agent serves, and systemd's watchdog that it lives.
-func announce(ctx context.Context, servers []*rpc.Server) error {
+// announce tells systemd and the log that the agent serves, and systemd's watchdog that it lives as long as alive says so:
+// one that hangs is started anew, and its guests run on.
+func announce(ctx context.Context, servers []*rpc.Server, alive func() bool) error {
 	for _, server := range servers {
 		select {
 		case <-server.Ready():
@@ -465,6 +466,10 @@ func announce(ctx context.Context, servers []*rpc.Server) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			if !alive() {
+				reqctx.Log(ctx).Error("the service does not report any more, and the watchdog hears nothing: systemd will start the agent anew")
+				continue
+			}
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) // the next beat tells again
 		}
 	}

@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -22,6 +23,7 @@ type Service struct {
 	version   int // the control plane's own SERVICE_VERSION: a statement of what this service can do
 	interval  time.Duration
 	record    *object.Service
+	turned    atomic.Pointer[time.Time] // when Report last began to report; nil before it runs
 }
 
 // NewService returns the service of a host; Register must be called before Report.
@@ -74,19 +76,36 @@ func (s *Service) Beat(ctx context.Context) error {
 	return s.conductor.ReportService(ctx, s.record)
 }
 
+func (s *Service) turn() {
+	now := time.Now()
+	s.turned.Store(&now)
+}
+
+// Turns tells whether Report goes on: whether the control plane answers does not matter, but each report ends in time.
+// A service that hangs is down for Nova and cannot tell why.
+func (s *Service) Turns() bool {
+	last := s.turned.Load()
+	return last != nil && time.Since(*last) <= s.interval*(reportPatience+2)
+}
+
+// reportPatience is how many intervals one report may take.
+const reportPatience = 6
+
 // Report reports at every interval until ctx ends. A report that fails is repeated at
 // the next turn; the reader allows several to be missed.
 func (s *Service) Report(ctx context.Context) error {
 	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	failing := false
+	s.turn()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
-		rctx, cancel := context.WithTimeout(adminContext(ctx), s.interval*6)
+		s.turn()
+		rctx, cancel := context.WithTimeout(adminContext(ctx), s.interval*reportPatience)
 		err := s.Beat(rctx)
 		cancel()
 		switch {

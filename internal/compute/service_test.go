@@ -74,11 +74,13 @@ func TestReport(t *testing.T) {
 		s := service(nova)
 		require.NoError(t, s.Register(t.Context()))
 		require.NoError(t, s.Beat(t.Context()))
+		require.False(t, s.Turns())
 		nova.Fail("Service.save", nil, errors.New("cut"), errors.New("cut"), nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- s.Report(ctx) }()
 		time.Sleep(45 * time.Second)
+		require.True(t, s.Turns(), "failing reports are reports")
 		cancel()
 		require.ErrorIs(t, <-done, context.Canceled)
 		requireLines(t, `
@@ -87,5 +89,9 @@ func TestReport(t *testing.T) {
 			Service.save report_count=44
 			Service.save report_count=45
 			Service.save report_count=46`, nova.LogOf("Service.save"))
+		time.Sleep(70 * time.Second)
+		require.True(t, s.Turns(), "a report may take a minute")
+		time.Sleep(15 * time.Second)
+		require.False(t, s.Turns(), "one that takes longer hangs")
 	})
 }
