@@ -3,7 +3,6 @@ package compute
 import (
 	"context"
 	"errors"
-	"sync"
 
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
@@ -11,50 +10,18 @@ import (
 // errLeaving ends a wait because the agent does.
 var errLeaving = errors.New("the agent stops")
 
-// departure is the end of the agent, for the waits that it cuts short. The zero value is ready for use.
+// departure is the end of the agent, which cuts waits short.
 type departure struct {
-	mu    sync.Mutex // guards the fields below
-	over  bool
-	waits map[*context.CancelCauseFunc]bool
+	begin func()          // may be called repeatedly
+	gone  context.Context //nolint:containedctx // not a request: the agent itself
 }
 
-// begin ends the waits of now and of later. It may be called repeatedly.
-func (d *departure) begin() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.over = true
-	for cancel := range d.waits {
-		(*cancel)(errLeaving)
-	}
-	d.waits = nil
+func newDeparture() departure {
+	gone, begin := context.WithCancel(context.Background())
+	return departure{begin: begin, gone: gone}
 }
 
-func (d *departure) begun() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.over
-}
-
-// bound gives a wait a context that ends with the agent.
-func (d *departure) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.over {
-		cancel(errLeaving)
-		return ctx, func() {}
-	}
-	if d.waits == nil {
-		d.waits = map[*context.CancelCauseFunc]bool{}
-	}
-	d.waits[&cancel] = true
-	return ctx, func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		delete(d.waits, &cancel)
-		cancel(nil)
-	}
-}
+func (d departure) begun() bool { return d.gone.Err() != nil }
 
 // Leave hands what only waits back to the journal, and to the task states that the next start completes: for a port
 // to be wired, an image to come or go, a guest to halt, a turn in a queue. What works goes on; see Drain.
@@ -66,11 +33,12 @@ func (m *Manager) Leave() {
 // await runs a wait that the agent's end cuts short: its error is errLeaving then. It is for operations
 // that the next start takes up, and leaves them where it would find them after a crash.
 func (m *Manager) await(ctx context.Context, wait func(ctx context.Context) error) error {
-	ctx, done := m.departure.bound(ctx)
-	defer done()
-	if errors.Is(context.Cause(ctx), errLeaving) {
+	if m.departure.begun() {
 		return errLeaving
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.departure.gone, func() { cancel(errLeaving) })()
 	err := wait(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), errLeaving) {
 		return errLeaving

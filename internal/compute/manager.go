@@ -155,6 +155,7 @@ func New(o Options, d Deps) *Manager {
 		Deps: d, opts: o,
 		builds:     slots(o.MaxConcurrentBuilds),
 		snapshots:  slots(o.MaxConcurrentSnapshots),
+		departure:  newDeparture(),
 		journal:    journal.New(d.DB),
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
