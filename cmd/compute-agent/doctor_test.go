@@ -67,6 +67,6 @@ func TestExamineSwitch(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "db.sock")
 	listener, err := net.Listen("unix", socket)
 	require.NoError(t, err)
-	defer listener.Close() //nolint:errcheck // of a test
+	defer listener.Close()
 	require.Equal(t, resultOK, examineSwitch(t.Context(), []string{"unix:/nowhere", "unix:" + socket}).Result)
 }
