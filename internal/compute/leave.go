@@ -38,7 +38,7 @@ func (m *Manager) await(ctx context.Context, wait func(ctx context.Context) erro
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(m.departure.gone, func() { cancel(errLeaving) })()
+	defer context.AfterFunc(m.departure.gone, func() { cancel(errLeaving) })() //nolint:contextcheck // the agent ends, not the request
 	err := wait(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), errLeaving) {
 		return errLeaving
