@@ -109,9 +109,9 @@ func syncThrough(t *testing.T, f *faultyGlance) (imagesync.Image, *imagesync.Sto
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, images.Close()) })
-	m := &Manager{opts: Options{HostArch: "x86_64"}, Deps: Deps{Images: images, Glance: glance.New(glance.Options{
+	m := New(Options{HostArch: "x86_64"}, Deps{Images: images, Glance: glance.New(glance.Options{
 		Service: fake.Pool.Service(openstack.ServiceOptions{Section: "glance", Types: []string{"image"}, Version: "v2", EndpointOverride: fake.URL + "/image"}),
-	})}}
+	})})
 	sum := sha512.Sum512(f.data)
 	size := int64(len(f.data))
 	ctx, cancel := context.WithTimeout(user(t), time.Minute)
