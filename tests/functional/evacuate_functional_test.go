@@ -134,10 +134,10 @@ func setAside(t *testing.T, l *lab.Lab, server cloud.Server) (left func() []stri
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
-		l.Agent.Netns = ""
+		l.Agent.Within = nil
 		require.NoError(t, aside.Close(ctx))
 	})
-	l.Agent.Netns = aside.Name
+	l.Agent.Within = aside.Within
 	_ = exec.CommandContext(ctx, "ip", "link", "del", tap).Run() // it may have gone with the guest
 	require.NoError(t, aside.Run(ctx, "link", "add", bridge, "type", "bridge"))
 	require.NoError(t, aside.Run(ctx, "link", "add", tap, "type", "veth", "peer", "name", "guest"))

@@ -25,7 +25,8 @@ import (
 type Agent struct {
 	Dir    string // holds the configuration, the log and the state
 	Binary string
-	Netns  string // network namespace that it is started in; "": this process's
+	// Within runs what starts it, in another network namespace perhaps; nil: it is started as this process is.
+	Within func(start func() error) error
 
 	mu     sync.Mutex    // guards the fields below
 	ended  chan struct{} // closed once the process that this Agent started has ended; nil when it started none
@@ -81,14 +82,14 @@ func (a *Agent) Start() error {
 	}
 	defer log.Close()
 	// Not bound to a context: the agent is to go on when the caller has ended.
-	command := []string{a.Binary, "--config-file", a.configFile()}
-	if a.Netns != "" { // not ip-netns(8), which gives it mounts of its own, too
-		command = append([]string{"nsenter", "--net=/run/netns/" + a.Netns}, command...)
-	}
-	cmd := exec.CommandContext(context.Background(), command[0], command[1:]...)
+	cmd := exec.CommandContext(context.Background(), a.Binary, "--config-file", a.configFile())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if a.Within != nil {
+		start = func() error { return a.Within(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	ended := make(chan struct{})

@@ -57,7 +57,7 @@ func (a *Aside) Run(ctx context.Context, args ...string) error {
 
 // Links are the names of the namespace's links.
 func (a *Aside) Links() (found []string, err error) {
-	err = a.within(func() error {
+	err = a.Within(func() error {
 		found, err = links()
 		return err
 	})
@@ -81,7 +81,7 @@ func run(ctx context.Context, args ...string) error {
 }
 
 func (a *Aside) listen(ctx context.Context, address string) (l net.Listener, err error) {
-	err = a.within(func() error {
+	err = a.Within(func() error {
 		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		return err
 	})
@@ -89,7 +89,8 @@ func (a *Aside) listen(ctx context.Context, address string) (l net.Listener, err
 }
 
 // within calls do on a thread that is in the namespace, and ends with it.
-func (a *Aside) within(do func() error) error {
+// Within does something in the network namespace; a process that it starts is in there, with this process's mounts.
+func (a *Aside) Within(do func() error) error {
 	fd, err := unix.Open(filepath.Join("/run/netns", a.Name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open network namespace %s: %w", a.Name, err)
