@@ -116,6 +116,7 @@ func TestSerialConsole(t *testing.T) {
 	three := sitDown(t, address)
 	three.types("echo third-$((1+2))")
 	three.sees("third-3", 20*time.Second)
+	three.sees("# ", 20*time.Second) // or the shell does not read yet
 
 	// A user who watches a reboot keeps the console.
 	three.types("reboot")
