@@ -77,7 +77,9 @@ func TestMigrateBetweenBackEnds(t *testing.T) {
 		return slices.Equal(p.events(server.ID, "live-migration"), refused), nil
 	})
 	now := statusIn(t, 30*time.Second, server.ID, "ACTIVE")
-	require.Equal(t, "error", p.migrations(server.ID)[0].Status)
+	eventually(t, 30*time.Second, "the conductor to end the migration, too", func(context.Context) (bool, error) {
+		return p.migrations(server.ID)[0].Status == "error", nil
+	})
 	require.Equal(t, p.here.Host, now.Host)
 	require.Equal(t, first, booted(t, server.ID), "the guest was not touched")
 	require.Equal(t, []string{p.here.Host}, p.held(server.ID))
