@@ -88,8 +88,8 @@ func (a *Aside) listen(ctx context.Context, address string) (l net.Listener, err
 	return l, err
 }
 
-// within calls do on a thread that is in the namespace, and ends with it.
-// Within does something in the network namespace; a process that it starts is in there, with this process's mounts.
+// Within calls do on a thread that is in the namespace, and ends with it. A process that do starts is in there, too, with this
+// process's mounts.
 func (a *Aside) Within(do func() error) error {
 	fd, err := unix.Open(filepath.Join("/run/netns", a.Name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
