@@ -121,26 +121,30 @@ func examineNode(ctx context.Context, sources config.Sources) []examination {
 
 // examineGuests is what the driver of the guests says of the host.
 func examineGuests(ctx context.Context, c *config.Config) []examination {
-	options := driverOptions(c)
-	pool, err := idPool(c)
-	if err == nil {
-		options.IDPool = pool
-		var d *lxc.Driver
-		if d, err = lxc.New(options); err == nil {
-			var found []examination
-			for _, check := range d.Checks(ctx) {
-				e := examine(check.Name)
-				for _, p := range check.Problems {
-					e.add(p.Fatal, p.What, p.Remedy)
-				}
-				found = append(found, e)
-			}
-			return found
-		}
+	d, err := openDriver(c)
+	if err != nil {
+		e := examine("containers")
+		e.add(true, err.Error(), "")
+		return []examination{e}
 	}
-	e := examine("containers")
-	e.add(true, err.Error(), "")
-	return []examination{e}
+	var found []examination
+	for _, check := range d.Checks(ctx) {
+		e := examine(check.Name)
+		for _, p := range check.Problems {
+			e.add(p.Fatal, p.What, p.Remedy)
+		}
+		found = append(found, e)
+	}
+	return found
+}
+
+func openDriver(c *config.Config) (*lxc.Driver, error) {
+	options := driverOptions(c)
+	var err error
+	if options.IDPool, err = idPool(c); err != nil {
+		return nil, err
+	}
+	return lxc.New(options)
 }
 
 func examineStorage(c *config.Config) examination {

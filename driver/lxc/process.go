@@ -220,9 +220,8 @@ func alive(pid int) bool {
 	return s != "" && s[0] != 'Z' && s[0] != 'X'
 }
 
-// awaitEnd waits until a process, which check confirms to be the one that was meant, has ended.
-// ErrTimeout: ctx ended before.
-func awaitEnd(ctx context.Context, pid int, check func() bool) error {
+// withProcess calls do with a handle of a process, which check confirms to be the one that was meant. One that has gone needs nothing.
+func withProcess(pid int, check func() bool, do func(*process) error) error {
 	p, err := openProcess(pid, check)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -231,7 +230,12 @@ func awaitEnd(ctx context.Context, pid int, check func() bool) error {
 		return err
 	}
 	defer p.close()
-	return p.wait(ctx)
+	return do(p)
+}
+
+// awaitEnd waits until a process has ended. ErrTimeout: ctx ended before.
+func awaitEnd(ctx context.Context, pid int, check func() bool) error {
+	return withProcess(pid, check, func(p *process) error { return p.wait(ctx) })
 }
 
 // inGroup tells whether a process is in a cgroup of that name or below it, in any

@@ -126,15 +126,9 @@ func (d *Driver) askToHalt(ctx context.Context, rec record, kind initSystem, g g
 			return nil
 		}
 	}
-	p, err := openProcess(g.init, func() bool { return inGroup(g.init, payload(rec.Spec.Name)) })
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	return p.signal(kind.halt)
+	return withProcess(g.init, func() bool { return inGroup(g.init, payload(rec.Spec.Name)) }, func(p *process) error {
+		return p.signal(kind.halt)
+	})
 }
 
 // thaw lets a frozen guest go on; one that is not frozen is left alone.
@@ -250,13 +244,5 @@ func (d *Driver) awaitMonitorEnd(ctx context.Context, name string, g guest) erro
 }
 
 func sigkill(pid int, check func() bool) error {
-	p, err := openProcess(pid, check)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	return p.signal(unix.SIGKILL)
+	return withProcess(pid, check, func(p *process) error { return p.signal(unix.SIGKILL) })
 }

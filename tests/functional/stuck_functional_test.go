@@ -40,14 +40,12 @@ func freezeDisk(t *testing.T, id string) (thaw func()) {
 	require.NotEmpty(t, device, "the root disk is a device of its own")
 	place := t.TempDir() // the same file system once more: where the server has it no path leads to
 	require.NoError(t, unix.Mount(device, place, "ext4", 0, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(place, 0)) })
 	dir, err := os.Open(place)
 	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, dir.Close()) })
 	require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiFreeze, 0))
-	thaw = sync.OnceFunc(func() {
-		require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiThaw, 0))
-		require.NoError(t, dir.Close())
-		require.NoError(t, unix.Unmount(place, 0))
-	})
+	thaw = sync.OnceFunc(func() { require.NoError(t, unix.IoctlSetInt(int(dir.Fd()), fiThaw, 0)) })
 	t.Cleanup(thaw)
 	return thaw
 }
