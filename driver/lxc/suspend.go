@@ -22,6 +22,15 @@ import (
 // reclaimTimeout bounds the writing of a suspended guest's memory to swap: what takes longer stays in memory.
 const reclaimTimeout = 30 * time.Second
 
+const (
+	// idleReclaims is after how many turns that bring nothing the rest of a guest's memory stays where it is.
+	idleReclaims = 10
+	// reclaimPause is what a disk gets to take what is on its way to swap.
+	reclaimPause = 200 * time.Millisecond
+	// worthReclaiming is what a guest has to hold, or a turn to bring, for another turn, in bytes.
+	worthReclaiming = 1 << 20
+)
+
 // suspendSuffix ends the name of the file that says which run of a guest is suspended.
 const suspendSuffix = ".suspended"
 
@@ -98,23 +107,44 @@ func (d *Driver) reclaim(ctx context.Context, name string) {
 		return
 	}
 	group := payload(name)
-	before := d.cgroups.number("memory", group, d.cgroups.memoryFile())
-	file, value := d.cgroups.file("memory", group, "memory.force_empty"), "0"
 	if d.cgroups.layout == layoutV2 {
-		file, value = d.cgroups.file(unified, group, "memory.reclaim"), strconv.FormatInt(before, 10)
 		defer d.liftSwapLimit(ctx, group)()
 	}
 	ctx, cancel := context.WithTimeout(ctx, reclaimTimeout)
 	defer cancel()
+	held := func() int64 { return d.cgroups.number("memory", group, d.cgroups.memoryFile()) }
+	before := held()
+	after := before
+	// The kernel gives up while pages that it took are still on their way to a slow disk, and version 1 does not say so.
+	for idle := 0; after >= worthReclaiming && idle < idleReclaims && ctx.Err() == nil; idle++ {
+		if idle > 0 {
+			_ = pause(ctx, reclaimPause) // the loop looks at ctx
+		}
+		d.reclaimOnce(ctx, group, after)
+		now := held()
+		if after-now >= worthReclaiming {
+			idle = 0
+		}
+		after = min(after, now)
+	}
+	log.WithField("before", before).WithField("after", after).Info("memory of a suspended guest reclaimed")
+}
+
+// reclaimOnce has the kernel reclaim what it can of a group's memory, of which it holds so many bytes.
+func (d *Driver) reclaimOnce(ctx context.Context, group string, held int64) {
+	file, value := d.cgroups.file("memory", group, "memory.force_empty"), "0"
+	if d.cgroups.layout == layoutV2 {
+		file, value = d.cgroups.file(unified, group, "memory.reclaim"), strconv.FormatInt(held, 10)
+	}
 	// A write to these files returns when the kernel has done all it could; only a signal ends it
 	// before, so it is a child that writes.
 	cmd := exec.CommandContext(ctx, d.o.Executable, commandWrite, file, value)
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err := cmd.Run() // EAGAIN: less than everything was reclaimed
-	log.WithField("before", before).WithField("after", d.cgroups.number("memory", group, d.cgroups.memoryFile())).
-		WithField("complete", err == nil).Info("memory of a suspended guest reclaimed")
+	if err := cmd.Run(); err != nil { // EAGAIN, for the most part: it was not everything
+		reqctx.Log(ctx).WithError(err).Debug("memory of a suspended guest reclaimed in part")
+	}
 }
 
 // liftSwapLimit lets a guest's memory go to swap although its flavor has none, until the returned
