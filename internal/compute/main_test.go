@@ -164,7 +164,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 		Transfers: transfer.NewServer(transfer.Options{Address: "127.0.0.1"}),
 		Notify:    notify.New(w.sender, notify.Options{Host: w.opts.Host, Format: notify.FormatUnversioned, Release: r}),
 	})
-	w.storePause = time.Millisecond
+	w.storePause, w.lostBuildWait = time.Millisecond, time.Millisecond
 	t.Cleanup(func() {
 		w.drain()
 		require.NoError(t, images.Close())
@@ -179,7 +179,7 @@ func (w *world) restarted() {
 	deps := w.Deps
 	w.drain()
 	w.Manager = New(w.opts, deps)
-	w.storePause = time.Millisecond
+	w.storePause, w.lostBuildWait = time.Millisecond, time.Millisecond
 	w.nova.ClearLog()
 	w.placement.ClearLog()
 	w.trail.clear()

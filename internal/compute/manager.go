@@ -142,7 +142,8 @@ type Manager struct {
 	caches    keylock.Locks // by instance UUID: reading ports and storing them in the info cache
 	refreshes refreshes
 
-	storePause time.Duration // between attempts to store a build's end; see store
+	storePause    time.Duration // between attempts to store a build's end; see store
+	lostBuildWait time.Duration // before a build that was sent here counts as lost; see failLostBuilds
 }
 
 // castTimeout bounds messages that nobody answers: while the broker is away they wait, as
@@ -159,7 +160,9 @@ func New(o Options, d Deps) *Manager {
 		journal:    journal.New(d.DB),
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
-		consoles:   console.NewSerial(o.SerialConsole, o.Host, d.Driver, d.Conductor, d.DB),
+		// The conductor sends the builds of a request for many servers one after the other, when all of them have their hosts.
+		lostBuildWait: 2 * time.Minute,
+		consoles:      console.NewSerial(o.SerialConsole, o.Host, d.Driver, d.Conductor, d.DB),
 	}
 }
 

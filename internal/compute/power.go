@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
@@ -214,14 +216,32 @@ func (m *Manager) powerOnOrOff(ctx context.Context, inst *object.Instance, info 
 
 // runRecorded starts a guest from its record alone.
 func (m *Manager) runRecorded(ctx context.Context, rec record) error {
+	var nics []driver.NIC
+	g, gctx := errgroup.WithContext(ctx) // links and disks know nothing of each other
+	g.Go(func() (err error) {
+		nics, err = m.plugRecorded(gctx, rec)
+		return err
+	})
+	g.Go(func() error { return m.mountRecorded(gctx, rec) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return m.Driver.Start(ctx, rec.UUID, nics)
+}
+
+func (m *Manager) plugRecorded(ctx context.Context, rec record) ([]driver.NIC, error) {
 	nics := make([]driver.NIC, 0, len(rec.VIFs))
 	for _, v := range rec.VIFs {
 		link, err := m.Plugger.Plug(ctx, v)
 		if err != nil {
-			return fmt.Errorf("plug port %s: %w", v.PortID, err)
+			return nil, fmt.Errorf("plug port %s: %w", v.PortID, err)
 		}
 		nics = append(nics, driver.NIC{PortID: v.PortID, Name: rec.nicName(v.PortID), Link: link})
 	}
+	return nics, nil
+}
+
+func (m *Manager) mountRecorded(ctx context.Context, rec record) error {
 	rootfs, err := m.mountDisks(ctx, rec)
 	if err != nil {
 		return err
@@ -233,10 +253,7 @@ func (m *Manager) runRecorded(ctx context.Context, rec record) error {
 	} else if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
 		return err
 	}
-	if err := m.Drives.Mount(rec.UUID); err != nil {
-		return err
-	}
-	return m.Driver.Start(ctx, rec.UUID, nics)
+	return m.Drives.Mount(rec.UUID)
 }
 
 // savePower ends a power operation: its new state, if the task state is still ours, and its notification.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -144,31 +145,37 @@ func (m *Manager) failHandedBack(ctx context.Context, inst *object.Instance) err
 
 // failLostBuilds puts instances into ERROR that the scheduler sent here and that never
 // arrived: they hold resources of this host, are being built, and are on no host
-// (nova/compute/manager.py:_error_out_instances_whose_build_was_interrupted). One whose
-// message is still on its way is built all the same when it arrives.
+// (nova/compute/manager.py:_error_out_instances_whose_build_was_interrupted). The scheduler books a host before the
+// conductor sends it the build, so only what is not there after some time counts as lost. One whose
+// message is still on its way then is built all the same when it arrives.
 func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) error {
-	held, _, err := m.Placement.ProviderAllocations(ctx, m.Tracker.ProviderUUID())
-	if err != nil {
+	missing, err := m.missingBuilds(ctx, known)
+	if err != nil || len(missing) == 0 {
 		return err
 	}
-	var lost []string
-	for uuid := range held {
-		if !known[uuid] && !m.journal.Building(uuid) {
-			lost = append(lost, uuid)
+	err = m.await(ctx, func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(m.lostBuildWait):
+			return nil
 		}
+	})
+	if errors.Is(err, errLeaving) {
+		return nil // the next start looks
 	}
-	if len(lost) == 0 {
-		return nil
-	}
-	instances, err := m.Conductor.InstancesByFilters(ctx, map[string]any{"vm_state": object.VMStateBuilding, "uuid": lost})
 	if err != nil {
 		return err
 	}
-	for _, inst := range instances {
-		if inst.Host != "" || m.journal.Building(inst.UUID) {
+	still, err := m.missingBuilds(ctx, known)
+	if err != nil {
+		return err
+	}
+	for uuid, inst := range still {
+		if missing[uuid] == nil {
 			continue
 		}
-		ctx := reqctx.WithField(ctx, "instance", inst.UUID)
+		ctx := reqctx.WithField(ctx, "instance", uuid)
 		err := m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil},
 			conductor.ExpectTask(object.TaskStateScheduling))
 		if err != nil {
@@ -178,4 +185,32 @@ func (m *Manager) failLostBuilds(ctx context.Context, known map[string]bool) err
 		reqctx.Log(ctx).Warning("put an instance into error whose build never arrived here")
 	}
 	return nil
+}
+
+// missingBuilds are the instances, by UUID, that were booked on this host, are to be built, and that nobody works on.
+func (m *Manager) missingBuilds(ctx context.Context, known map[string]bool) (map[string]*object.Instance, error) {
+	held, _, err := m.Placement.ProviderAllocations(ctx, m.Tracker.ProviderUUID())
+	if err != nil {
+		return nil, err
+	}
+	var booked []string
+	for uuid := range held {
+		if !known[uuid] && !m.journal.Building(uuid) {
+			booked = append(booked, uuid)
+		}
+	}
+	if len(booked) == 0 {
+		return nil, nil
+	}
+	instances, err := m.Conductor.InstancesByFilters(ctx, map[string]any{"vm_state": object.VMStateBuilding, "uuid": booked})
+	if err != nil {
+		return nil, err
+	}
+	missing := make(map[string]*object.Instance, len(instances))
+	for _, inst := range instances {
+		if inst.Host == "" && !m.journal.Building(inst.UUID) {
+			missing[inst.UUID] = inst
+		}
+	}
+	return missing, nil
 }

@@ -224,6 +224,24 @@ func TestLostBuilds(t *testing.T) {
 	require.Equal(t, "building/networking/-", w.nova.States(uuid), "somebody works on it")
 }
 
+// TestBuildOnItsWay: the scheduler has booked this host for it, and the conductor has not sent it yet.
+func TestBuildOnItsWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.lostBuildWait = time.Hour
+	args := w.buildArgs(nil)
+	w.plugEvents("completed")
+	require.NoError(t, w.InitHost(t.Context()))
+	eventually(t, "a look at it", func() bool { return len(w.nova.LogOf("InstanceList.get_by_filters")) > 0 })
+	require.Equal(t, "building/scheduling/-", w.nova.States(uuid))
+	_, err := w.handler("build_and_run_instance")(user(t), args)
+	require.NoError(t, err)
+	eventually(t, "the server", func() bool { return w.nova.States(uuid) == "active/-/"+testHost })
+	w.Leave()
+	w.drain()
+	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
+}
+
 func TestTwoBuildsOfOneInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
