@@ -12,26 +12,24 @@ import (
 // themselves (Root.Nested) from nested. Root disks that exist stay where they are, also in others: back ends that
 // an operator has chosen before.
 func Choose(normal, nested Backend, others ...Backend) Backend {
-	c := &choice{normal: normal, nested: nested}
-	for _, b := range append([]Backend{normal, nested}, others...) {
-		if !slices.Contains(c.all, b) {
-			c.all = append(c.all, b)
-		}
-	}
-	return c
+	return Pools(Pool{Normal: normal, Nested: nested, Others: others}, nil)
 }
 
 type choice struct {
-	normal, nested Backend
-	all            []Backend
+	pools map[string]Pool // by name; "" is the default one
+	all   []Backend
 }
 
 // of is the back end of a new root disk.
-func (c *choice) of(r Root) Backend {
-	if r.Nested {
-		return c.nested
+func (c *choice) of(r Root) (Backend, error) {
+	p, ok := c.pools[r.Pool]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("%w: %q", ErrNoPool, r.Pool)
+	case r.Nested:
+		return p.Nested, nil
 	}
-	return c.normal
+	return p.Normal, nil
 }
 
 // any runs do with one back end after the other until one knows the root disk.
@@ -55,14 +53,24 @@ func (c *choice) each(do func(b Backend) error) error {
 }
 
 // Name implements Backend.
-func (c *choice) Name() string { return c.normal.Name() }
+func (c *choice) Name() string { return c.pools[""].Normal.Name() }
 
 // Create implements Backend.
-func (c *choice) Create(ctx context.Context, r Root) error { return c.of(r).Create(ctx, r) }
+func (c *choice) Create(ctx context.Context, r Root) error {
+	b, err := c.of(r)
+	if err != nil {
+		return fmt.Errorf("create root disk of %s: %w", r.InstanceID, err)
+	}
+	return b.Create(ctx, r)
+}
 
 // Mount implements Backend.
 func (c *choice) Mount(ctx context.Context, r Root) (path string, err error) {
-	if path, err = c.of(r).Mount(ctx, r); !errors.Is(err, ErrNotFound) {
+	first, err := c.of(r)
+	if err != nil {
+		return "", fmt.Errorf("mount root disk of %s: %w", r.InstanceID, err)
+	}
+	if path, err = first.Mount(ctx, r); !errors.Is(err, ErrNotFound) {
 		return path, err
 	}
 	err = c.any(func(b Backend) error {
@@ -139,8 +147,8 @@ func (c *choice) List(ctx context.Context) ([]string, error) {
 	return slices.Compact(all), err
 }
 
-// Usage implements Backend with the pool that most instances use.
-func (c *choice) Usage(ctx context.Context) (Usage, error) { return c.normal.Usage(ctx) }
+// Usage implements Backend with the default pool.
+func (c *choice) Usage(ctx context.Context) (Usage, error) { return c.PoolUsage(ctx, "") }
 
 // Run implements Runner.
 func (c *choice) Run(ctx context.Context) error {

@@ -24,7 +24,11 @@ type Shrinker interface {
 
 // KeepsLayers implements Layered by the back end of a new root disk.
 func (c *choice) KeepsLayers(r Root) bool {
-	l, ok := c.of(r).(Layered)
+	b, err := c.of(r)
+	if err != nil {
+		return false
+	}
+	l, ok := b.(Layered)
 	return ok && l.KeepsLayers(r)
 }
 

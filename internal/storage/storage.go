@@ -21,6 +21,8 @@ var (
 	ErrNotFound = errors.New("root disk does not exist")
 	// ErrTooSmall: a root disk's content would not fit into the size that is asked for.
 	ErrTooSmall = errors.New("root disk holds more than that")
+	// ErrNoPool: this host has no pool of that name.
+	ErrNoPool = errors.New("storage pool does not exist on this host")
 	// ErrBusy: something still uses a mounted root disk.
 	ErrBusy = errors.New("root disk is busy")
 )
@@ -38,6 +40,7 @@ type Root struct {
 	SizeGB     int     // flavor.root_gb; 0: no quota of its own
 	IDs        IDRange //
 	Nested     bool    // the guest wants to mount overlays itself
+	Pool       string  `json:",omitempty"` // in which of Pools it is made; "": the host's default one
 }
 
 // idForm has no leading dot: those are the back ends' own.
