@@ -150,6 +150,8 @@ func (b *builder) spec(key, value string) error {
 		return b.quota(key, value)
 	case "lxc:pids":
 		return parseInt(key, value, 1, &b.limits.PIDs)
+	case poolSpec:
+		return checkPool(key, value)
 	}
 	namespace, name, scoped := strings.Cut(key, ":")
 	switch {
