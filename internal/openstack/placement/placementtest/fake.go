@@ -20,6 +20,7 @@ type Fake struct {
 	mu          sync.Mutex // guards the fields below
 	providers   map[string]*Provider
 	known       []string // traits that exist
+	classes     []string // custom resource classes that exist
 	allocations map[string]map[string]placement.Resources
 	consumers   map[string]int64 // generations
 	log         []string
@@ -49,11 +50,12 @@ func New(traits ...string) *Fake {
 		"GET /resource_providers/{uuid}/traits":      f.traits,
 		"PUT /resource_providers/{uuid}/traits":      f.setTraits,
 		"GET /resource_providers/{uuid}/allocations": f.providerAllocations,
-		"GET /traits":                f.listTraits,
-		"GET /allocations/{uuid}":    f.consumer,
-		"PUT /allocations/{uuid}":    f.setConsumer,
-		"DELETE /allocations/{uuid}": f.deleteConsumer,
-		"POST /allocations":          f.setConsumers,
+		"GET /traits":                  f.listTraits,
+		"PUT /resource_classes/{name}": f.ensureClass,
+		"GET /allocations/{uuid}":      f.consumer,
+		"PUT /allocations/{uuid}":      f.setConsumer,
+		"DELETE /allocations/{uuid}":   f.deleteConsumer,
+		"POST /allocations":            f.setConsumers,
 	} {
 		f.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { f.serve(w, r, h) })
 	}
@@ -226,9 +228,34 @@ func (f *Fake) setInventories(r *http.Request) (int, any) {
 		if inv.Total < 1 || inv.Reserved > inv.Total || inv.Reserved < 0 {
 			return fault(http.StatusBadRequest, "placement.undefined_code", "invalid inventory for "+class)
 		}
+		if _, had := p.Inventories[class]; !had && strings.HasPrefix(class, "CUSTOM_") && !slices.Contains(f.classes, class) {
+			return fault(http.StatusBadRequest, "placement.undefined_code", "Unknown resource class in inventory for resource provider: No such resource class "+class)
+		}
+	}
+	for _, by := range f.allocations {
+		for class := range by[r.PathValue("uuid")] {
+			_, had := p.Inventories[class]
+			if _, kept := in.Inventories[class]; had && !kept {
+				p.Generation-- // nothing was changed
+				return fault(http.StatusConflict, "placement.inventory.inuse", "Inventory for "+class+" in use.")
+			}
+		}
 	}
 	p.Inventories = in.Inventories
 	return http.StatusOK, map[string]any{"inventories": p.Inventories, "resource_provider_generation": p.Generation}
+}
+
+// ensureClass creates a custom resource class, from microversion 1.7 on.
+func (f *Fake) ensureClass(r *http.Request) (int, any) {
+	name := r.PathValue("name")
+	switch {
+	case !strings.HasPrefix(name, "CUSTOM_"):
+		return fault(http.StatusBadRequest, "placement.undefined_code", "invalid resource class "+name)
+	case slices.Contains(f.classes, name):
+		return http.StatusNoContent, nil
+	}
+	f.classes = append(f.classes, name)
+	return http.StatusCreated, nil
 }
 
 func (f *Fake) traits(r *http.Request) (int, any) {
