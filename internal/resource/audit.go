@@ -92,7 +92,7 @@ func (t *Tracker) count(ctx context.Context) ([]*object.Instance, []*object.Migr
 }
 
 func (t *Tracker) lists(ctx context.Context, node string) (_ []*object.Instance, _ []*object.Migration, disabled bool, _ error) {
-	instances, err := t.deps.Conductor.InstancesByHostAndNode(ctx, t.opts.Host, node, "flavor", "migration_context")
+	instances, err := t.deps.Conductor.InstancesByHostAndNode(ctx, t.opts.Host, node, t.attributes("flavor", "migration_context")...)
 	if err != nil {
 		return nil, nil, false, fmt.Errorf("list the node's instances: %w", err)
 	}

@@ -36,6 +36,7 @@ type fixture struct {
 	deps      Deps
 	host      hostinfo.Info
 	disk      storage.Usage
+	pools     map[string]storage.Usage
 }
 
 // standardTraits are those that a Placement of today knows and that matter here.
@@ -55,7 +56,7 @@ func newFixture(t testing.TB, releaseName string, change func(*Options)) *fixtur
 	f := &fixture{
 		nova: novatest.New(), placement: placementtest.New(standardTraits()...),
 		host: hostinfo.Info{CPUs: 4, MemoryMB: 8192, Arch: "x86_64", Uptime: "12:00:00 up 1 day"},
-		disk: storage.Usage{Total: 100 * gib, Free: 60 * gib},
+		disk: storage.Usage{Total: 100 * gib, Free: 60 * gib}, pools: map[string]storage.Usage{"fast": {Total: 20 * gib}, "slow_2": {Total: 500 * gib}},
 	}
 	f.nova.AddService(novatest.Fields{"id": novatest.Raw(7), "host": novatest.Raw(testHost), "disabled": novatest.Raw(false)})
 	dir := t.TempDir()
@@ -72,6 +73,13 @@ func newFixture(t testing.TB, releaseName string, change func(*Options)) *fixtur
 		Release: r, Conductor: conductor.New(f.nova, r), Placement: placement.New(cloud.Service("placement", "placement", "")),
 		HostInfo: func(context.Context) (hostinfo.Info, error) { return f.host, nil },
 		Disk:     func(context.Context) (storage.Usage, error) { return f.disk, nil },
+		PoolUsage: func(_ context.Context, name string) (storage.Usage, error) {
+			usage, ok := f.pools[name]
+			if !ok {
+				return usage, storage.ErrNoPool
+			}
+			return usage, nil
+		},
 	}
 	f.Tracker = New(f.opts, f.deps)
 	return f

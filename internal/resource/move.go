@@ -118,7 +118,7 @@ func (t *Tracker) movesUsage(ctx context.Context, migrations []*object.Migration
 		if inst == nil {
 			var err error
 			isHere = false
-			inst, err = t.deps.Conductor.InstanceByUUID(ctx, m.InstanceUUID, "flavor")
+			inst, err = t.deps.Conductor.InstanceByUUID(ctx, m.InstanceUUID, t.attributes("flavor")...)
 			if err != nil { // the instance is deleted, or the next audit finds it
 				reqctx.Log(ctx).WithField("instance", m.InstanceUUID).WithError(err).Debug("instance of a migration not counted")
 				continue

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
@@ -113,6 +114,9 @@ func (p *provider) syncOnce(ctx context.Context, uuid, name string, want func(pl
 	inventories, traits := want(p.inventories, p.traits)
 	var err error
 	if !maps.Equal(inventories, p.inventories) {
+		if err := p.ensureClasses(ctx, inventories); err != nil {
+			return err
+		}
 		if p.generation, err = p.client.SetInventories(ctx, uuid, p.generation, inventories); err != nil {
 			return err
 		}
@@ -137,15 +141,38 @@ func (p *provider) syncOnce(ctx context.Context, uuid, name string, want func(pl
 	return nil
 }
 
+// ensureClasses creates the custom classes that the provider is about to get.
+func (p *provider) ensureClasses(ctx context.Context, inventories placement.Inventories) error {
+	for class := range inventories {
+		if _, had := p.inventories[class]; had || !strings.HasPrefix(class, "CUSTOM_") {
+			continue
+		}
+		if err := p.client.EnsureClass(ctx, class); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // syncProvider brings the provider's inventories and traits up to date
 // (nova/compute/resource_tracker.py:_update_to_placement).
 func (t *Tracker) syncProvider(ctx context.Context) error {
 	t.mu.Lock()
 	uuid, name := t.node.UUID, t.nodeName
 	t.mu.Unlock()
-	err := t.provider.sync(ctx, uuid, name, func(inv placement.Inventories, traits []string) (placement.Inventories, []string) {
-		return t.inventories(inv), t.traits(traits)
-	})
+	sync := func(former func(placement.Inventories)) error {
+		return t.provider.sync(ctx, uuid, name, func(inv placement.Inventories, traits []string) (placement.Inventories, []string) {
+			want := t.inventories(inv)
+			former(want)
+			return want, t.traits(traits)
+		})
+	}
+	err := sync(t.dropFormerPools)
+	if errors.Is(err, placement.ErrInUse) {
+		if err = sync(t.closeFormerPools); err == nil {
+			reqctx.Log(ctx).Warning("servers have root disks in a storage pool that [lxc] extra_pools does not name any more; Placement gives it to no others")
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("update resource provider %s: %w", uuid, err)
 	}
@@ -181,6 +208,9 @@ func (t *Tracker) inventories(current placement.Inventories) placement.Inventori
 	set("MEMORY_MB", t.host.MemoryMB, t.opts.ReservedMemoryMB, t.opts.RAMRatio, t.opts.InitialRAMRatio)
 	reservedGB := int(math.Ceil(float64(t.opts.ReservedDiskMB) / 1024))
 	set("DISK_GB", int(t.disk.Total/gib), reservedGB, t.opts.DiskRatio, t.opts.InitialDiskRatio) //nolint:gosec // fewer than 2^63 GiB
+	for _, p := range t.opts.Pools {
+		set(p.class(), int(t.pools[p.Name].Total/gib), p.ReservedGB, t.opts.DiskRatio, t.opts.InitialDiskRatio) //nolint:gosec // as above
+	}
 	return out
 }
 

@@ -38,6 +38,8 @@ type Options struct {
 	// Ratios; nil: not set, so that Placement's own, else the initial ones hold.
 	CPURatio, RAMRatio, DiskRatio                      *float64
 	InitialCPURatio, InitialRAMRatio, InitialDiskRatio float64
+	// Pools are the storage pools beside the default one, each of a resource class of its own.
+	Pools []Pool
 	// CountFailedBuilds: [compute] consecutive_build_service_disable_threshold is not 0.
 	CountFailedBuilds bool
 	// ProviderRefresh is how long what Placement said of the provider is believed; 0: for ever.
@@ -51,6 +53,8 @@ type Deps struct {
 	Placement *placement.Client
 	HostInfo  func(ctx context.Context) (hostinfo.Info, error)
 	Disk      func(ctx context.Context) (storage.Usage, error)
+	// PoolUsage is the size of one of Options.Pools.
+	PoolUsage func(ctx context.Context, name string) (storage.Usage, error)
 }
 
 // Tracker keeps one host's ComputeNode and resource provider. Its methods are safe for
@@ -73,9 +77,10 @@ type Tracker struct {
 	disabled     bool
 	host         hostinfo.Info
 	disk         storage.Usage
-	flushing     bool // a save is under way
-	dirty        bool // something changed since that save began
-	next         int  // of NextInstance
+	pools        map[string]storage.Usage // by name
+	flushing     bool                     // a save is under way
+	dirty        bool                     // something changed since that save began
+	next         int                      // of NextInstance
 	// since is what changed while an audit reads the control plane's lists, which may be
 	// older; nil: none is under way.
 	since *changesSince
@@ -177,9 +182,13 @@ func (t *Tracker) measure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read size of the root disk pool: %w", err)
 	}
+	pools, err := t.measurePools(ctx)
+	if err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.host, t.disk = host, disk
+	t.host, t.disk, t.pools = host, disk, pools
 	return nil
 }
 

@@ -15,7 +15,7 @@ type usage struct {
 }
 
 // usageOf reads an instance's flavor. A volume-backed server takes no root disk: it
-// has no image (nova/compute/utils.py:is_volume_backed_instance).
+// has no image (nova/compute/utils.py:is_volume_backed_instance). Nor does one in a pool that is not the default one.
 func usageOf(inst *object.Instance, f *object.Flavor) usage {
 	u := usage{vmState: inst.VMState, taskState: inst.TaskState, project: inst.ProjectID, osType: inst.OSType}
 	if f == nil {
@@ -23,7 +23,7 @@ func usageOf(inst *object.Instance, f *object.Flavor) usage {
 		return u
 	}
 	u.vcpus, u.memoryMB, u.diskGB = f.VCPUs, f.MemoryMB, f.EphemeralGB+f.Swap/1024
-	if inst.ImageRef != "" {
+	if inst.ImageRef != "" && !inPool(inst, f) {
 		u.diskGB += f.RootGB
 	}
 	return u
