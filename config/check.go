@@ -189,6 +189,7 @@ func (l *loader) checkLXC() {
 	if x.StorageBackend == "btrfs" && x.RootDiskInodesPerGB > 0 {
 		l.faultAt(lxcSection, "root_disk_inodes_per_gb", "btrfs cannot bound the number of files", "leave it at 0, or choose another storage_backend")
 	}
+	l.checkPools()
 	if x.IDRange != nil && x.IDRange.Size < x.IDsPerInstance {
 		l.faultAt(lxcSection, "id_range", "smaller than ids_per_instance", "give room for at least one instance")
 	}

@@ -309,6 +309,8 @@ type LXC struct {
 	ImageDir                 string
 	ConsoleDir               string
 	StorageBackend           string   // overlay, dir or btrfs
+	ExtraPools               []Pool   // further places for root disks
+	ImagePools               []string // those of them that images may choose
 	SnapshotCompression      string   // zst, xz, gz or none
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
@@ -479,6 +481,14 @@ type Workarounds struct {
 
 // CPUSet is a set of host CPU numbers in rising order; nil is "not configured".
 type CPUSet []int
+
+// Pool is a place for root disks beside instances_dir.
+type Pool struct {
+	Name       string // as flavors and images name it
+	Backend    string // overlay, dir or btrfs
+	Dir        string
+	ReservedGB int // of its size, not for servers
+}
 
 // IDRange is a block of host ids: Base … Base+Size-1.
 type IDRange struct {

@@ -24,6 +24,7 @@ const (
 	kindPorts    = "port range first:last"
 	kindIDs      = "id range base:count"
 	kindListen   = "host:port"
+	kindPools    = "list of name:back end:directory[:reserved GB], separated by commas"
 	kindBytes    = "bytes, a whole number"
 )
 

@@ -41,7 +41,12 @@ func lxcDirectories(s *section, x *LXC) {
 
 func lxcContainers(s *section, x *LXC) {
 	s.enum(&x.StorageBackend, "storage_backend", "overlay", "How root disks are made: overlay shares the unpacked image and gives each"+
-		" instance a layer of its own; dir copies the image; btrfs takes snapshots of it, with instances_dir on that file system.", "overlay", "dir", "btrfs")
+		" instance a layer of its own; dir copies the image; btrfs takes snapshots of it, with instances_dir on that file system.", storageBackends...)
+	bind(s, &x.ExtraPools, "extra_pools", kindPools, "", "Further places for root disks, which flavors choose by their extra spec lxc:pool: name, back end (as"+
+		" storage_backend has them), an existing directory, and how many GB of its file system are not for servers, 0 unless given. Each is a resource class"+
+		" CUSTOM_LXC_POOL_<NAME> of this host in Placement.",
+		func(_ *option, v string) ([]Pool, error) { return parsePools(v) })
+	s.list(&x.ImagePools, "image_pools", "", "Those of extra_pools that an image may choose too, by its property lxc_pool, for flavors that name none.")
 	s.integer(&x.RootDiskDefaultGB, "root_disk_default_gb", 0, "Size of the root disk, in GB, when the flavor says 0; 0 sets no limit but the host's.").atLeast(0)
 	s.integer(&x.RootDiskMaxGB, "root_disk_max_gb", 0, "Largest root disk, in GB, that an instance may have here; 0 is no limit.").atLeast(0)
 	s.integer(&x.RootDiskInodesPerGB, "root_disk_inodes_per_gb", 0, "Files and directories per GB of root disk; 0 is the file system's default of 65536.").atLeast(0).atMost(1 << 20)

@@ -65,10 +65,19 @@ func (c *Config) Summarize(files []string) (Summary, error) {
 			{"images", c.LXC.ImageDir},
 			{"consoles", c.LXC.ConsoleDir},
 		},
-		Storage:  c.LXC.StorageBackend,
+		Storage:  c.storage(),
 		Consoles: c.consoles(),
 		Metrics:  cmp.Or(c.LXC.MetricsListen, "off"),
 	}, nil
+}
+
+// storage names the back end, and the pools with theirs.
+func (c *Config) storage() string {
+	places := []string{c.LXC.StorageBackend}
+	for _, p := range c.LXC.ExtraPools {
+		places = append(places, fmt.Sprintf("pool %s: %s in %s", p.Name, p.Backend, p.Dir))
+	}
+	return strings.Join(places, ", ")
 }
 
 func (c *Config) notifications() string {

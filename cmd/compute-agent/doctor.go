@@ -152,6 +152,9 @@ func examineStorage(c *config.Config) examination {
 	for _, f := range checkStorage(c) {
 		e.add(true, f.Message, f.Remedy)
 	}
+	for _, f := range checkSharing(c) {
+		e.add(false, f.Message, f.Remedy)
+	}
 	return e
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/btrfs"
@@ -16,37 +18,53 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
 )
 
-// openRoots opens the back end that [lxc] storage_backend names, and those that have root disks from the
-// time when it named them. Nested guests want to mount overlays themselves, which an overlay does not allow: they
-// get a tree of their own.
-func openRoots(ctx context.Context, c *config.Config) (storage.Backend, error) {
+// openRoots opens the pool in instances_dir and those of [lxc] extra_pools.
+func openRoots(ctx context.Context, c *config.Config) (storage.Pooled, error) {
+	main, err := openPool(ctx, c, c.LXC.InstancesDir, c.LXC.StorageBackend)
+	if err != nil {
+		return nil, fmt.Errorf("storage back end %s ([lxc] storage_backend): %w", c.LXC.StorageBackend, err)
+	}
+	extra := map[string]storage.Pool{}
+	for _, p := range c.LXC.ExtraPools {
+		// It is not made here: where a file system is to be mounted and is not, its servers' root disks would seem to be gone.
+		if _, err := os.Stat(p.Dir); err != nil {
+			return nil, fmt.Errorf("storage pool %s ([lxc] extra_pools): %w", p.Name, err)
+		}
+		if extra[p.Name], err = openPool(ctx, c, p.Dir, p.Backend); err != nil {
+			return nil, fmt.Errorf("storage pool %s, back end %s ([lxc] extra_pools): %w", p.Name, p.Backend, err)
+		}
+	}
+	return storage.Pools(main, extra), nil
+}
+
+// openPool opens the back end of a pool, and those that have root disks there from the time when they were its
+// back end. Nested guests want to mount overlays themselves, which an overlay does not allow: they get a tree of their own.
+func openPool(ctx context.Context, c *config.Config, directory, backend string) (storage.Pool, error) {
 	opened := map[string]storage.Backend{}
 	for name, open := range map[string]func(path string) (storage.Backend, error){
 		"dir":     func(path string) (storage.Backend, error) { return dir.New(path, c.LXC.RootDiskInodesPerGB) },
 		"overlay": func(path string) (storage.Backend, error) { return overlay.New(ctx, path, c.LXC.RootDiskInodesPerGB) },
 		"btrfs":   func(path string) (storage.Backend, error) { return btrfs.New(path) },
 	} {
-		path := filepath.Join(c.LXC.InstancesDir, name)
-		wanted := name == c.LXC.StorageBackend || name == "dir" && c.LXC.StorageBackend == "overlay"
+		path := filepath.Join(directory, name)
+		wanted := name == backend || name == "dir" && backend == "overlay"
 		if _, err := os.Stat(path); !wanted && errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		b, err := open(path)
 		if err != nil {
-			return nil, fmt.Errorf("storage back end %s ([lxc] storage_backend): %w", name, err)
+			return storage.Pool{}, err
 		}
 		opened[name] = b
 	}
-	normal := opened[c.LXC.StorageBackend]
-	nested := normal
-	if c.LXC.StorageBackend == "overlay" {
-		nested = opened["dir"]
+	p := storage.Pool{Normal: opened[backend], Nested: opened[backend]}
+	if backend == "overlay" {
+		p.Nested = opened["dir"]
 	}
-	others := make([]storage.Backend, 0, len(opened))
 	for _, b := range opened {
-		others = append(others, b)
+		p.Others = append(p.Others, b)
 	}
-	return storage.Choose(normal, nested, others...), nil
+	return p, nil
 }
 
 // devices are the block devices below an instance's disks, for the driver to throttle.
@@ -72,22 +90,62 @@ func (h *host) runners() []storage.Runner {
 	return runners
 }
 
-// checkStorage tells what this host lacks for its back end, without changing anything: the configuration may
+// checkStorage tells what this host lacks for its back ends, without changing anything: the configuration may
 // be checked by anyone, and for another host.
 func checkStorage(c *config.Config) []config.Finding {
+	findings := checkPool("storage_backend", c.LXC.StorageBackend, "instances_dir "+c.LXC.InstancesDir, c.LXC.StorageBackend, c.LXC.InstancesDir)
+	for _, p := range c.LXC.ExtraPools {
+		what := "directory " + p.Dir + " of pool " + p.Name
+		if _, ok := deviceOf(p.Dir); !ok {
+			findings = append(findings, poolFinding("extra_pools", p.Name, what+" does not exist", "make it, or mount the pool's file system there"))
+			continue
+		}
+		findings = append(findings, checkPool("extra_pools", p.Name, what, p.Backend, p.Dir)...)
+	}
+	return findings
+}
+
+// checkSharing tells of pools whose room is counted twice: they are on one file system.
+func checkSharing(c *config.Config) []config.Finding {
+	var findings []config.Finding
+	seen := map[uint64]string{}
+	if device, ok := deviceOf(c.LXC.InstancesDir); ok {
+		seen[device] = "instances_dir"
+	}
+	for _, p := range c.LXC.ExtraPools {
+		device, ok := deviceOf(p.Dir)
+		if !ok {
+			continue
+		}
+		if other, shared := seen[device]; shared {
+			findings = append(findings, poolFinding("extra_pools", p.Name, "pool "+p.Name+" is on the file system of "+other+", whose room Placement counts for both",
+				"give each a file system of its own, or reserve what is the other's"))
+			continue
+		}
+		seen[device] = "pool " + p.Name
+	}
+	return findings
+}
+
+func poolFinding(option, value, message, remedy string) config.Finding {
+	return config.Finding{Section: "lxc", Option: option, Value: value, Message: message, Remedy: remedy}
+}
+
+// checkPool tells what the host lacks for one back end in one directory; what says which that is.
+func checkPool(option, value, what, backend, directory string) []config.Finding {
 	var findings []config.Finding
 	warn := func(message, remedy string) {
-		findings = append(findings, config.Finding{Section: "lxc", Option: "storage_backend", Value: c.LXC.StorageBackend, Message: message, Remedy: remedy})
+		findings = append(findings, poolFinding(option, value, message, remedy))
 	}
-	needs := map[string][]string{"overlay": {"overlay", "ext4"}, "dir": {"ext4"}, "btrfs": {"btrfs"}}[c.LXC.StorageBackend]
+	needs := map[string][]string{"overlay": {"overlay", "ext4"}, "dir": {"ext4"}, "btrfs": {"btrfs"}}[backend]
 	for _, fs := range needs {
 		if known, err := mount.Supported(fs); err == nil && !known {
 			warn("this host's kernel has no file system "+fs, "use a kernel with it, or choose another back end")
 		}
 	}
-	if c.LXC.StorageBackend == "btrfs" {
-		if kind := typeOfNearest(c.LXC.InstancesDir); kind != "btrfs" {
-			warn("instances_dir "+c.LXC.InstancesDir+" is not on a btrfs file system", "mount one there, or choose another back end")
+	if backend == "btrfs" {
+		if kind := typeOfNearest(directory); kind != "btrfs" {
+			warn(what+" is not on a btrfs file system", "mount one there, or choose another back end")
 		}
 		return findings
 	}
@@ -95,6 +153,15 @@ func checkStorage(c *config.Config) []config.Finding {
 		warn(ext4.Program+" is missing", "install e2fsprogs")
 	}
 	return findings
+}
+
+// deviceOf is the file system that a directory is on; false: it does not exist.
+func deviceOf(path string) (uint64, bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, false
+	}
+	return st.Dev, true
 }
 
 // typeOfNearest is the file system on which a directory is, or will be once it is made.
