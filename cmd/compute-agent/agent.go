@@ -53,7 +53,7 @@ type host struct {
 	info    hostinfo.Info
 	db      *state.DB
 	driver  *lxc.Driver
-	roots   storage.Backend
+	roots   storage.Pooled
 	disks   *ephemeral.Store
 	images  *imagesync.Store
 	drives  *configdrive.Store
@@ -292,7 +292,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	clients := newClients(c)
 	kind, kindVersion := h.driver.Version()
 	tracker := resource.New(trackerOptions(c, sources, r, kind, kindVersion), resource.Deps{
-		Release: r, Conductor: api, Placement: clients.placement, HostInfo: hostinfo.Read, Disk: h.roots.Usage,
+		Release: r, Conductor: api, Placement: clients.placement, HostInfo: hostinfo.Read, Disk: h.roots.Usage, PoolUsage: h.roots.PoolUsage,
 	})
 	if err := tracker.Start(ctx, service.Record().ID); err != nil {
 		if errors.Is(err, resource.ErrIdentity) {

@@ -127,7 +127,25 @@ func trackerOptions(c *config.Config, sources config.Sources, r release.Release,
 		InitialDiskRatio:  d.InitialDiskAllocationRatio,
 		CountFailedBuilds: c.Compute.ConsecutiveBuildServiceDisableThreshold != 0,
 		ProviderRefresh:   c.Compute.ResourceProviderAssociationRefresh,
+		Pools:             trackedPools(c),
 	}
+}
+
+// trackedPools are the pools as the books have them.
+func trackedPools(c *config.Config) []resource.Pool {
+	pools := make([]resource.Pool, 0, len(c.LXC.ExtraPools))
+	for _, p := range c.LXC.ExtraPools {
+		pools = append(pools, resource.Pool{Name: p.Name, ReservedGB: p.ReservedGB})
+	}
+	return pools
+}
+
+func poolNames(c *config.Config) []string {
+	names := make([]string, 0, len(c.LXC.ExtraPools))
+	for _, p := range c.LXC.ExtraPools {
+		names = append(names, p.Name)
+	}
+	return names
 }
 
 // identityDirs are where nova looks for the node's UUID.
@@ -171,6 +189,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 		SnapshotCompression: snapshotCompression(c), UploadRetries: c.Glance.NumRetries,
 		DefaultEphemeralFormat: d.DefaultEphemeralFormat,
 		RootDiskDefaultGB:      c.LXC.RootDiskDefaultGB, RootDiskMaxGB: c.LXC.RootDiskMaxGB,
+		Pools: poolNames(c), ImagePools: c.LXC.ImagePools,
 		ConfigDrive: metadata.ConfigDrive{
 			Force: d.ForceConfigDrive, DHCPDomain: c.API.DHCPDomain, SkipVersions: c.API.ConfigDriveSkipVersions,
 			VendordataProviders: c.API.VendordataProviders, VendordataFile: c.API.VendordataJSONFilePath,

@@ -29,6 +29,7 @@ func novaError(inst *object.Instance, err error) error {
 		{driver.ErrTimeout, func() *exception.Error { return exception.InstancePowerOffFailure(err.Error()) }},
 		{driver.ErrUnsupported, func() *exception.Error { return exception.NotImplemented(err.Error()) }},
 		{storage.ErrNoSpace, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
+		{storage.ErrNoPool, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
 		{storage.ErrUnsupported, func() *exception.Error { return exception.InvalidDiskInfo(err.Error()) }},
 	} {
 		if errors.Is(err, c.sentinel) {

@@ -48,8 +48,12 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
+	pool, err := m.poolOfMove(mv)
+	if err != nil {
+		return err
+	}
 	fingerprint := image.Fingerprint
-	if l, ok := m.Roots.(storage.Layered); !ok || !l.KeepsLayers(storage.Root{Nested: limits.Nested}) {
+	if l, ok := m.Roots.(storage.Layered); !ok || !l.KeepsLayers(storage.Root{Nested: limits.Nested, Pool: pool}) {
 		fingerprint = "" // what the source's server changed would have nowhere to go: the whole tree is to come
 	}
 	var offer rootOffer
@@ -59,8 +63,8 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if err != nil {
 		return fmt.Errorf("ask for the root disk: %w", err)
 	}
-	if usage, err := m.Roots.Usage(ctx); err == nil && offer.Used > usage.Free {
-		return fmt.Errorf("%w: the disks hold %d bytes, free are %d", storage.ErrNoSpace, offer.Used, usage.Free)
+	if free, err := m.freeFor(ctx, pool, len(offer.Disks) > 0); err == nil && offer.Used > free {
+		return fmt.Errorf("%w: the disks hold %d bytes, free are %d", storage.ErrNoSpace, offer.Used, free)
 	}
 	rec, err := m.stage(ctx, mv, offer, image)
 	if err != nil {
@@ -117,6 +121,10 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 	if err != nil {
 		return record{}, err
 	}
+	pool, err := m.poolOfMove(mv)
+	if err != nil {
+		return record{}, err
+	}
 	disks, err := m.arrivingDisks(ctx, mv, offer.Disks)
 	if err != nil {
 		return record{}, err
@@ -127,7 +135,7 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 	}
 	rec := record{
 		UUID: uuid, Name: mv.inst.Name(m.opts.InstanceNameTemplate), Created: time.Now().UTC(), Arch: offer.Arch, Names: offer.Names,
-		Root:      storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested},
+		Root:      storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested, Pool: pool},
 		Ephemeral: disks,
 		Incoming:  &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
 	}

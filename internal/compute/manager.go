@@ -91,6 +91,9 @@ type Options struct {
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit
 
+	Pools      []string // names of the storage pools beside the default one
+	ImagePools []string // those that an image may choose
+
 	DefaultEphemeralFormat string        // [DEFAULT] default_ephemeral_format
 	EmptyImage             string        // directory of an image without files, for root disks that come without theirs
 	ResizeConfirmWindow    time.Duration // 0: never

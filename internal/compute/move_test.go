@@ -71,10 +71,11 @@ func twoHosts(t testing.TB) (source, destination *world) {
 }
 
 // twoHostsWith is twoHosts for such a server as builtWith's.
-func twoHostsWith(t testing.TB, flavor map[string]any, bdms []any) (source, destination *world) {
+func twoHostsWith(t testing.TB, flavor map[string]any, bdms []any, change ...func(*Options)) (source, destination *world) {
 	t.Helper()
-	source = builtWith(t, flavor, bdms, ownIDs(t))
-	destination = newWorldBeside(t, "zed", source, ownIDs(t), func(o *Options) { o.Host = otherHost; o.VIFPluggingTimeout = 0 })
+	change = append(change, ownIDs(t))
+	source = builtWith(t, flavor, bdms, change...)
+	destination = newWorldBeside(t, "zed", source, append(change, func(o *Options) { o.Host = otherHost; o.VIFPluggingTimeout = 0 })...)
 	source.opts.VIFPluggingTimeout, source.Manager.opts.VIFPluggingTimeout = 0, 0
 	dir, err := source.Roots.Mount(t.Context(), storage.Root{InstanceID: uuid})
 	require.NoError(t, err)

@@ -90,6 +90,9 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if err != nil {
 		return err
 	}
+	if err := m.checkMovedPool(mv); err != nil {
+		return err
+	}
 	if wanted.RootGB < old.RootGB || limits.RootGB > 0 && (before.RootGB == 0 || limits.RootGB < before.RootGB) {
 		return &rolledBack{exception.ResizeError(fmt.Sprintf("the root disk of %d GB cannot be made smaller", before.RootGB))}
 	}

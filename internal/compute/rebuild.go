@@ -99,6 +99,9 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 		return err
 	}
 	defer m.Images.Hold(r.image.ID)() // until it is acquired
+	if err := s.choosePool(); err != nil {
+		return err
+	}
 	if err := s.fetchImage(ctx); err != nil {
 		return err
 	}

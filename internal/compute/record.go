@@ -185,7 +185,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 		}
 	}
 	step("release console", m.consoles.Forget(uuid))
-	step("delete root disks", m.deleteRoots(ctx, uuid))
+	step("delete root disks", errors.Join(m.checkPool(r.Root.Pool), m.deleteRoots(ctx, uuid)))
 	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
 	step("remove config drive", m.Drives.Remove(ctx, uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))

@@ -166,7 +166,7 @@ func (r *rescue) prepare(ctx context.Context) error {
 		r.rec = rec
 	}
 	root := storage.Root{
-		InstanceID: uuid + rescueSuffix, ImagePath: s.image.Path, SizeGB: s.limits.RootGB, IDs: rec.Root.IDs, Nested: s.limits.Nested,
+		InstanceID: uuid + rescueSuffix, ImagePath: s.image.Path, SizeGB: s.limits.RootGB, IDs: rec.Root.IDs, Nested: s.limits.Nested, Pool: rec.Root.Pool,
 	}
 	r.spec = own
 	r.spec.ImageID, r.spec.Arch = r.image.ID, s.image.Metadata.Arch()

@@ -38,6 +38,7 @@ type spawn struct {
 	links map[string]vif.Link // by port id
 
 	limits flavor.Limits   // set by fetchImage
+	pool   string          // of the root disk, set by choosePool
 	image  imagesync.Image // set by fetchImage
 	rootfs string          // where the root disk is mounted, set by makeRoot
 
@@ -165,6 +166,9 @@ func (s *spawn) storeNetworkInfo(ctx context.Context) error {
 // container's configuration.
 func (s *spawn) prepareRoot(ctx context.Context) error {
 	defer s.m.Images.Hold(s.r.Image.ID)() // until it is acquired
+	if err := s.choosePool(); err != nil {
+		return err
+	}
 	if err := s.fetchImage(ctx); err != nil {
 		return err
 	}
@@ -205,7 +209,7 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", driver.ErrNoResources, err)
 	}
-	root := storage.Root{InstanceID: s.inst.UUID, ImagePath: image.Path, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested}
+	root := storage.Root{InstanceID: s.inst.UUID, ImagePath: image.Path, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested, Pool: s.pool}
 	disks, err := s.m.localDisks(s.inst, s.r.BDMs)
 	if err != nil {
 		return err
