@@ -81,9 +81,9 @@ func (h *host) devices(ctx context.Context, uuid string) ([]storage.Device, erro
 	return append(all, devices...), err
 }
 
-// runners are the stores with work of their own to do.
+// runners are the parts of the host with work of their own to do.
 func (h *host) runners() []storage.Runner {
-	runners := []storage.Runner{h.disks}
+	runners := []storage.Runner{h.disks, h.driver}
 	if roots, ok := h.roots.(storage.Runner); ok {
 		runners = append(runners, roots)
 	}

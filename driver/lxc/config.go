@@ -136,10 +136,9 @@ func (p *plan) deviceAndMountItems() []item {
 			"sys dev/.lxc/sys sysfs create=dir,optional")
 	}
 	if p.lxcfs != "" {
-		for _, f := range []string{"cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime"} {
-			entries = append(entries, fmt.Sprintf("%s/proc/%s proc/%s none bind,optional", p.lxcfs, f, f))
+		for _, f := range lxcfsFiles {
+			entries = append(entries, fmt.Sprintf("%s/%s %s none bind,optional", p.lxcfs, f, f))
 		}
-		entries = append(entries, p.lxcfs+"/sys/devices/system/cpu/online sys/devices/system/cpu/online none bind,optional")
 	}
 	for _, b := range p.Spec.Binds {
 		options := "bind,create=dir"

@@ -149,7 +149,7 @@ func TestOptions(t *testing.T) {
 	require.NoError(t, good.complete())
 	require.Equal(t, Options{
 		StateDir: "/s", LXCPath: "/s/lxc", LogDir: "/l", ConsoleSize: 1 << 20,
-		AppArmor: ModeAuto, LXCFS: ModeAuto, Executable: "/proc/self/exe",
+		AppArmor: ModeAuto, LXCFS: ModeAuto, LXCFSMount: "/var/lib/lxcfs", Executable: "/proc/self/exe",
 	}, good)
 	for _, bad := range []Options{
 		{LogDir: "/l"},
@@ -157,6 +157,7 @@ func TestOptions(t *testing.T) {
 		{StateDir: "/s", LogDir: "/l x"},
 		{StateDir: "/s", LogDir: "/l", SeccompProfile: "x"},
 		{StateDir: "/s", LogDir: "/l", LXCFS: "yes"},
+		{StateDir: "/s", LogDir: "/l", LXCFSMount: "lxcfs"},
 		{StateDir: "/s", LogDir: "/l", AppArmor: "a b"},
 	} {
 		require.Error(t, bad.complete())

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -266,13 +267,20 @@ func peerIs(terminal int, want unix.Stat_t) bool {
 }
 
 // poll waits until one of the descriptors is ready for what is asked of it, an error of its own included.
-func poll(fdsAndEvents ...int) ([]bool, error) {
+func poll(fdsAndEvents ...int) ([]bool, error) { return pollWithin(-1, fdsAndEvents...) }
+
+// pollWithin is poll with a time-out, after which none is ready; negative: none.
+func pollWithin(limit time.Duration, fdsAndEvents ...int) ([]bool, error) {
+	ms := -1
+	if limit >= 0 {
+		ms = int(limit.Milliseconds())
+	}
 	fds := make([]unix.PollFd, len(fdsAndEvents)/2)
 	for i := range fds {
 		fds[i] = unix.PollFd{Fd: int32(fdsAndEvents[2*i]), Events: int16(fdsAndEvents[2*i+1])} //nolint:gosec // small numbers
 	}
 	for {
-		_, err := unix.Poll(fds, -1)
+		_, err := unix.Poll(fds, ms)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

@@ -44,6 +44,8 @@ type Options struct {
 	SeccompProfile string
 	// LXCFS is ModeAuto (default), ModeOn or ModeOff.
 	LXCFS string
+	// LXCFSMount is where lxcfs is mounted; default /var/lib/lxcfs.
+	LXCFSMount string
 	// AllowPrivileged lets flavors ask for containers without a user namespace.
 	AllowPrivileged bool
 	// IDPool are the host ids that instances may get; Check verifies that root may map them.
@@ -143,6 +145,12 @@ func (o *Options) complete() error {
 	case ModeAuto, ModeOn, ModeOff:
 	default:
 		return fmt.Errorf("option LXCFS: %q is not one of %s, %s, %s", o.LXCFS, ModeAuto, ModeOn, ModeOff)
+	}
+	if o.LXCFSMount == "" {
+		o.LXCFSMount = defaultLXCFSMount
+	}
+	if !plainPath(o.LXCFSMount) {
+		return fmt.Errorf("option LXCFSMount: %q is not an absolute, clean path without blanks", o.LXCFSMount)
 	}
 	if o.ConsoleSize == 0 {
 		o.ConsoleSize = 1 << 20

@@ -23,9 +23,6 @@ type Problem struct {
 	Fatal bool
 }
 
-// lxcfsMount is where distributions mount lxcfs.
-const lxcfsMount = "/var/lib/lxcfs"
-
 // Check is something of the host that was looked at. Without problems it is as guests need it.
 type Check struct {
 	Name     string
@@ -134,10 +131,10 @@ func (d *Driver) checkLXCFS() []Problem {
 	case d.o.LXCFS == ModeOff || d.lxcfs() != "":
 		return nil
 	case d.o.LXCFS == ModeOn:
-		return []Problem{{"lxcfs is required but not mounted at " + lxcfsMount, "install and start lxcfs", true}}
+		return []Problem{{"lxcfs is required but not mounted at " + d.o.LXCFSMount, "install and start lxcfs", true}}
 	}
 	return []Problem{{
-		"lxcfs is not mounted at " + lxcfsMount + ", so guests see the node's memory and uptime as theirs",
+		"lxcfs is not mounted at " + d.o.LXCFSMount + ", so guests see the node's memory and uptime as theirs",
 		"install and start lxcfs, or set [lxc] lxcfs to off", false,
 	}}
 }
@@ -211,10 +208,10 @@ func (d *Driver) lxcfs() string {
 	if d.o.LXCFS == ModeOff {
 		return ""
 	}
-	if _, err := os.Stat(filepath.Join(lxcfsMount, "proc", "meminfo")); err != nil {
+	if _, err := os.Stat(filepath.Join(d.o.LXCFSMount, "proc", "meminfo")); err != nil {
 		return ""
 	}
-	return lxcfsMount
+	return d.o.LXCFSMount
 }
 
 func readInt(path string) (int64, error) {

@@ -11,9 +11,9 @@ packages="build-essential pkg-config lxc-dev liblxc1 lxc
  xz-utils zstd squashfs-tools e2fsprogs iproute2 iputils-ping
  debootstrap ca-certificates git"
 
-# For the tests: the programs of Open vSwitch, not its service, those that show what images carry, and those that make disk images
-# and file systems.
-test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools btrfs-progs xfsprogs"
+# For the tests: the programs of Open vSwitch, not its service, those that show what images carry, those that make disk images
+# and file systems, and lxcfs, not its service either.
+test_packages="openvswitch-switch acl attr libcap2-bin bzip2 curl qemu-utils fdisk dosfstools btrfs-progs xfsprogs lxcfs"
 
 # For Tempest: what shows a guest its own processors and time since boot in /proc.
 tempest_packages="lxcfs"
