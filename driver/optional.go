@@ -38,6 +38,30 @@ type Usage struct {
 	Processes     int
 }
 
+// Sampler is a Driver that tells what its guests use as often as a monitoring system asks.
+type Sampler interface {
+	// Sample counts what a guest has used since its start, and what it waits for. It costs some reads of files of the kernel, however
+	// many processes the guest has. ErrNotRunning: it is shut down.
+	Sample(ctx context.Context, uuid string) (Sample, error)
+}
+
+// Sample is what a guest uses. What the host does not count is zero, or missing.
+type Sample struct {
+	Usage       Usage         // without Processes
+	Tasks       int64         // processes and their threads
+	Throttled   time.Duration // for which the guest's limit kept it from the CPUs, or one of them
+	MemoryLimit int64         // bytes; 0: none
+	OOMKills    int64         // processes that the kernel killed for want of memory
+	Pressure    []Pressure    // of cpu, io and memory; none on a kernel or with cgroups that do not tell
+}
+
+// Pressure is how long some process of a guest had to wait for a resource (Documentation/accounting/psi.rst).
+type Pressure struct {
+	Resource string        // cpu, io or memory
+	Average  float64       // share of the last 10 s, from 0 to 1
+	Total    time.Duration // since the guest's start
+}
+
 // ConsoleOpener is a Driver whose guests have a console that can be typed at.
 type ConsoleOpener interface {
 	// OpenConsole connects with the console of a running guest: Read gives what the guest writes from now on, Write is

@@ -13,6 +13,7 @@ import (
 var (
 	_ driver.Suspender     = (*Driver)(nil)
 	_ driver.Inspector     = (*Driver)(nil)
+	_ driver.Sampler       = (*Driver)(nil)
 	_ driver.ConsoleOpener = (*Driver)(nil)
 	_ driver.RootOpener    = (*Driver)(nil)
 )
@@ -45,6 +46,17 @@ func (d *Driver) Usage(ctx context.Context, uuid string) (driver.Usage, error) {
 		return driver.Usage{}, err
 	}
 	return i.Usage, nil
+}
+
+// Sample implements driver.Sampler with the usage alone.
+func (d *Driver) Sample(ctx context.Context, uuid string) (driver.Sample, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i, err := d.running(ctx, "Sample", uuid)
+	if err != nil {
+		return driver.Sample{}, err
+	}
+	return driver.Sample{Usage: i.Usage, Tasks: int64(i.Usage.Processes)}, nil
 }
 
 // SetRoot gives a guest a root directory.

@@ -66,6 +66,7 @@ type watched struct {
 	uuid, name    string
 	monitor, init *process  // init is nil while the guest reboots inside
 	since         time.Time // when init was last seen to end
+	oom           oomWatch
 }
 
 // watcher follows the guests of one Events call: one epoll descriptor over two
@@ -75,6 +76,8 @@ type watcher struct {
 	out    chan<- driver.Event
 	epoll  int
 	wakeFD int // eventfd
+
+	inotify int // of the guests' memory events; -1: none yet, or v1. The goroutine's
 
 	mu    sync.Mutex // guards inbox and ended
 	inbox []told
@@ -96,7 +99,7 @@ func newWatcher(d *Driver, out chan<- driver.Event) (*watcher, error) {
 		return nil, fmt.Errorf("create eventfd: %w", err)
 	}
 	w := &watcher{
-		d: d, out: out, epoll: epoll, wakeFD: wake,
+		d: d, out: out, epoll: epoll, wakeFD: wake, inotify: -1,
 		guests: make(map[string]*watched), byFD: make(map[int]*watched),
 	}
 	if err := w.add(wake, nil); err != nil {
@@ -147,17 +150,25 @@ func (w *watcher) run(ctx context.Context) {
 			w.ready(ctx, int(e.Fd))
 		}
 		w.lookAfterReboots(ctx)
+		w.lookAfterMemory(ctx)
 	}
 }
 
-// nextLook is epoll's timeout: for ever, unless a guest reboots.
+// nextLook is epoll's timeout: for ever, unless a guest reboots or is short of memory.
 func (w *watcher) nextLook() int {
+	next := -1
 	for _, g := range w.guests {
 		if g.init == nil {
 			return int(rebootPoll.Milliseconds())
 		}
+		if g.oom.due.IsZero() {
+			continue
+		}
+		if ms := int(max(time.Until(g.oom.due), 0).Milliseconds()) + 1; next < 0 || ms < next {
+			next = ms
+		}
 	}
-	return -1
+	return next
 }
 
 func (w *watcher) ready(ctx context.Context, fd int) {
@@ -165,8 +176,16 @@ func (w *watcher) ready(ctx context.Context, fd int) {
 		w.drain(ctx)
 		return
 	}
+	if fd == w.inotify {
+		w.memoryEvents()
+		return
+	}
 	g := w.byFD[fd]
 	if g == nil {
+		return
+	}
+	if g.oom.on && fd == g.oom.fd && w.inotify < 0 { // v2's number is no descriptor
+		w.shortOfMemory(g)
 		return
 	}
 	if fd == g.monitor.fd {
@@ -219,16 +238,17 @@ func (w *watcher) follow(ctx context.Context, uuid, name string) {
 		return
 	}
 	w.guests[uuid] = g
-	w.findInit(g, now.init)
+	w.findInit(ctx, g, now.init)
 }
 
 // findInit watches a guest's init if there is one.
-func (w *watcher) findInit(g *watched, pid int) {
+func (w *watcher) findInit(ctx context.Context, g *watched, pid int) {
 	if pid == 0 {
 		return
 	}
 	if p, err := w.open(g, pid, payload(g.name)); err == nil {
 		g.init = p
+		w.watchOOM(ctx, g)
 	}
 }
 
@@ -262,7 +282,7 @@ func (w *watcher) lookAfterReboots(ctx context.Context) {
 		if g.init != nil {
 			continue
 		}
-		w.findInit(g, w.d.initOf(g.name, g.monitor.pid))
+		w.findInit(ctx, g, w.d.initOf(g.name, g.monitor.pid))
 		if g.init == nil && time.Since(g.since) > hungMonitor {
 			reqctx.Log(ctx).WithField("instance", g.uuid).Warning("container monitor stays without a guest")
 			w.stopped(ctx, g)
@@ -284,6 +304,7 @@ func (w *watcher) send(ctx context.Context, e driver.Event) {
 
 func (w *watcher) forget(g *watched) {
 	delete(w.guests, g.uuid)
+	w.dropOOM(g)
 	w.drop(g.monitor)
 	if g.init != nil {
 		w.drop(g.init)
@@ -301,6 +322,9 @@ func (w *watcher) close() {
 	w.d.mu.Unlock()
 	for _, g := range w.guests {
 		w.forget(g)
+	}
+	if w.inotify >= 0 {
+		_ = unix.Close(w.inotify)
 	}
 	w.mu.Lock()
 	w.ended = true
