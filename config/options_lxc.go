@@ -28,7 +28,7 @@ func (r *registry) lxc() {
 	lxcContainers(s, x)
 	lxcImages(s, x)
 	lxcMoves(s, x)
-	s.pattern(&x.MetricsListen, "metrics_listen", kindListen, "", "Address on which metrics are served over HTTP; unset is off."+
+	s.pattern(&x.MetricsListen, "metrics_listen", kindListen, "", "Address on which metrics are served over HTTP (see docs/metrics.md); unset is off."+
 		" There is no authentication: use a loopback or management address.", checkListen)
 }
 

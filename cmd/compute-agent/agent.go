@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 
@@ -417,7 +418,7 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 		g.Go(func() error { return runner.Run(gctx) })
 	}
 	if c.LXC.MetricsListen != "" {
-		g.Go(func() error { return serveMetrics(gctx, c.LXC.MetricsListen) })
+		g.Go(func() error { return serveMetrics(gctx, c.LXC.MetricsListen, s.manager.InstanceMetrics()) })
 	}
 	g.Go(func() error { return announce(gctx, servers, s.service.Turns) })
 	err := g.Wait()
@@ -431,7 +432,7 @@ func (s *session) run(ctx context.Context, c *config.Config, bus *rabbit.Transpo
 }
 
 // serveMetrics listens on [lxc] metrics_listen.
-func serveMetrics(ctx context.Context, address string) error {
+func serveMetrics(ctx context.Context, address string, instances prometheus.Collector) error {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
@@ -439,7 +440,7 @@ func serveMetrics(ctx context.Context, address string) error {
 	}
 	registry := metrics.NewRegistry(version)
 	registry.MustRegister(slices.Concat(rpc.Collectors(), rabbit.Collectors(), compute.Collectors())...)
-	return metrics.Serve(ctx, listener, metrics.Handler(registry))
+	return metrics.Serve(ctx, listener, metrics.Handler(registry, instances))
 }
 
 // announce tells systemd and the log that the agent serves, and systemd's watchdog that it lives as long as alive says so:

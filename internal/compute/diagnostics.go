@@ -3,11 +3,14 @@ package compute
 import (
 	"context"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/compute/diagnostics"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -28,6 +31,29 @@ func (m *Manager) instanceDiagnostics(ctx context.Context, inst *object.Instance
 	}
 	hypervisor, _ := m.Driver.Version()
 	return guest.Object(m.Release, hypervisor)
+}
+
+// InstanceMetrics measures the instances of this host, by the agent's own records. nil: the driver does not measure.
+func (m *Manager) InstanceMetrics() prometheus.Collector {
+	sampler, ok := m.Driver.(driver.Sampler)
+	if !ok {
+		return nil
+	}
+	return diagnostics.NewCollector(m.labelled, sampler)
+}
+
+func (m *Manager) labelled() ([]diagnostics.Labelled, error) {
+	records, _, err := state.ListReadable[record](m.DB, recordBucket)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]diagnostics.Labelled, 0, len(records))
+	for _, r := range records {
+		if r.Incoming == nil { // else it is another host's still
+			all = append(all, diagnostics.Labelled{UUID: r.UUID, Name: r.Name, Project: r.Project, Flavor: r.Flavor, VIFs: r.VIFs})
+		}
+	}
+	return all, nil
 }
 
 // diagnose looks at a guest, which must run (nova/compute/manager.py:get_diagnostics).

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/driver"
@@ -96,4 +97,46 @@ func TestDiagnosticsOfOneThatDoesNotRun(t *testing.T) {
 	w.driver.Fail("Usage", "", errBoom)
 	_, err := w.operate("get_diagnostics", "", nil)
 	require.ErrorIs(t, err, errBoom)
+}
+
+// TestInstanceMetrics: who is measured, and whose the instance is, comes from the records.
+func TestInstanceMetrics(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	w.driver.SetUsage(uuid, someUsage)
+	got, err := w.labelled()
+	require.NoError(t, err)
+	inst := w.instance("flavor")
+	require.Len(t, got, 1)
+	require.Equal(t, []string{uuid, inst.ProjectID, inst.Flavor.Name}, []string{got[0].UUID, got[0].Project, got[0].Flavor})
+	require.NotEmpty(t, got[0].Project)
+	require.NotEmpty(t, got[0].Flavor)
+	require.Len(t, got[0].VIFs, 1)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(w.InstanceMetrics())
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	require.Contains(t, families[0].String(), "compute_agent_instance_cpu_seconds_total")
+	require.Contains(t, families[0].String(), "17.3")
+
+	// A record of an agent that did not keep them gets them at the next start.
+	rec, _, err := w.record(uuid)
+	require.NoError(t, err)
+	rec.Project, rec.Flavor = "", ""
+	require.NoError(t, w.saveRecord(rec))
+	require.NoError(t, w.restore(t.Context(), w.instance("flavor", "info_cache", "system_metadata", "metadata"), driver.PowerStateRunning))
+	again, err := w.labelled()
+	require.NoError(t, err)
+	require.Equal(t, got, again)
+
+	require.NoError(t, w.noteFlavor(uuid, "larger"))
+	again, err = w.labelled()
+	require.NoError(t, err)
+	require.Equal(t, "larger", again[0].Flavor)
+
+	rec.Incoming = &incoming{}
+	require.NoError(t, w.saveRecord(rec))
+	again, err = w.labelled()
+	require.NoError(t, err)
+	require.Empty(t, again, "what is on its way here is another host's")
 }

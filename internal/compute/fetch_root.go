@@ -139,6 +139,8 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 		Ephemeral: disks,
 		Incoming:  &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
 	}
+	rec.describe(mv.inst)
+	rec.Flavor = mv.flavor.Name
 	if offer.Layer {
 		rec.ImageID, rec.Root.ImagePath, rec.Templates = mv.image.ID, image.Path, offer.Templates
 	} else if err := os.MkdirAll(m.opts.EmptyImage, 0o755); err != nil { //nolint:gosec // it is a root file system's root

@@ -244,6 +244,12 @@ func (m *Manager) restore(ctx context.Context, inst *object.Instance, now driver
 		reqctx.Log(ctx).Warning("this host has no record of an instance that nova places here")
 		return nil
 	}
+	if rec.Project == "" && inst.ProjectID != "" { // the record of an agent that did not keep it
+		rec.describe(inst)
+		if err := m.saveRecord(rec); err != nil {
+			return err
+		}
+	}
 	// The store's references are not written through: a crash of the host may have lost them.
 	if err := m.Images.Acquire(rec.ImageID, inst.UUID); err != nil && !errors.Is(err, imagesync.ErrNotFound) {
 		return err

@@ -189,6 +189,7 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 	if inst.Flavor != nil {
 		rec.Bandwidth = m.bandwidth(inst) // another one since a resize
 	}
+	rec.describe(inst)
 	rec.setVIFs(vifsOfInfo(inst.UUID, info))
 	rec.Hot = false
 	if err := m.saveRecord(rec); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/template"
+	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
@@ -24,9 +25,12 @@ const recordBucket = "instances"
 // each change: enough to start the instance without the control plane, and to
 // remove every trace of it.
 type record struct {
-	UUID    string       `json:"uuid"`
-	Name    string       `json:"name"`
-	ImageID string       `json:"image_id"`
+	UUID    string `json:"uuid"`
+	Name    string `json:"name"`
+	ImageID string `json:"image_id"`
+	// Project and Flavor (its name) are for those who look at the host; "": written by an agent that did not keep them.
+	Project string       `json:"project,omitempty"`
+	Flavor  string       `json:"flavor,omitempty"`
 	Root    storage.Root `json:"root"`
 	VIFs    []vif.VIF    `json:"vifs"`
 	// Ephemeral are the disks beside the root disk.
@@ -117,6 +121,24 @@ func listRecords(db *state.DB) (map[string]record, error) {
 
 func (m *Manager) saveRecord(r record) error {
 	return state.Put(m.DB, recordBucket, r.UUID, r)
+}
+
+// describe notes whose the instance is, and of what flavor if inst tells.
+func (r *record) describe(inst *object.Instance) {
+	r.Project = inst.ProjectID
+	if inst.Flavor != nil {
+		r.Flavor = inst.Flavor.Name
+	}
+}
+
+// noteFlavor keeps the name of an instance's flavor, which may be another since a resize.
+func (m *Manager) noteFlavor(uuid, name string) error {
+	rec, ok, err := m.record(uuid)
+	if err != nil || !ok || rec.Flavor == name {
+		return err
+	}
+	rec.Flavor = name
+	return m.saveRecord(rec)
 }
 
 // releaseImage ends an instance's use of its image; an image that is gone is not used.

@@ -30,7 +30,10 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, old, wa
 	if err := m.growDisks(ctx, inst, old, wanted, limits); err != nil {
 		return err
 	}
-	return m.setLimits(ctx, inst, limits)
+	if err := m.setLimits(ctx, inst, limits); err != nil {
+		return err
+	}
+	return m.noteFlavor(inst.UUID, wanted.Name)
 }
 
 // growRoot makes the root disk larger; the record follows when it is.

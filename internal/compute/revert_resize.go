@@ -220,6 +220,10 @@ func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, old *ob
 	if err != nil {
 		return err
 	}
+	if err := m.noteFlavor(inst.UUID, old.Name); err != nil {
+		return err
+	}
+	rec.Flavor = old.Name
 	stopped := isOff(state) && stateBefore(inst) == object.VMStateStopped
 	// One that is off and should not be was stopped here, by an attempt that was cut off.
 	if rec.Root.SizeGB == limits.RootGB && slices.Equal(disks, rec.Ephemeral) && (stopped || !isOff(state)) {

@@ -50,10 +50,12 @@ type spawn struct {
 }
 
 func newSpawn(m *Manager, r *buildRequest) *spawn {
-	return &spawn{
+	s := &spawn{
 		m: m, r: r, inst: r.Instance, ports: m.ports(r.Instance.UUID), links: map[string]vif.Link{},
 		rec: record{UUID: r.Instance.UUID, Name: r.Instance.Name(m.opts.InstanceNameTemplate), ImageID: r.Image.ID, Created: time.Now().UTC(), Bandwidth: m.bandwidth(r.Instance)},
 	}
+	s.rec.describe(r.Instance)
+	return s
 }
 
 // prepareNetwork allocates the ports and plugs each as soon as it is bound, so that

@@ -1,6 +1,7 @@
 // Package metrics holds the registry of the agent's own measurements and serves
 // it to Prometheus. Components register their collectors on the registry that they
-// are given; names are compute_agent_<noun>_<unit>, labels are bounded.
+// are given; names are compute_agent_<noun>_<unit>, labels are bounded. Measurements of
+// instances, whose labels are not, are served apart.
 package metrics
 
 import (
@@ -43,10 +44,20 @@ func NewRegistry(version string) *prometheus.Registry {
 	return r
 }
 
-// Handler returns what serves the registry under /metrics. A collector that fails
+// Handler returns what serves the registry under /metrics, and the measurements of instances under
+// /metrics/instances; nil: there are none. A collector that fails
 // makes the scrape fail, so that missing numbers are noticed.
-func Handler(r *prometheus.Registry) http.Handler {
+func Handler(r *prometheus.Registry, instances prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
+	if instances != nil {
+		own := prometheus.NewRegistry()
+		own.MustRegister(instances)
+		mux.Handle("GET /metrics/instances", promhttp.HandlerFor(own, promhttp.HandlerOpts{
+			ErrorHandling:       promhttp.HTTPErrorOnError,
+			MaxRequestsInFlight: maxScrapes,
+			Timeout:             writeTimeout,
+		}))
+	}
 	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(r, promhttp.HandlerFor(r, promhttp.HandlerOpts{
 		ErrorHandling:       promhttp.HTTPErrorOnError,
 		MaxRequestsInFlight: maxScrapes,

@@ -26,7 +26,7 @@ func TestHandlerServesOwnAndRegistered(t *testing.T) {
 	builds.WithLabelValues("success").Inc()
 
 	rec := httptest.NewRecorder()
-	metrics.Handler(r).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	metrics.Handler(r, nil).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	require.Equal(t, http.StatusOK, rec.Code)
 	body := rec.Body.String()
 	require.Contains(t, body, `compute_agent_build_info{version="1.2.3"} 1`)
@@ -40,7 +40,7 @@ func TestHandlerReportsFailure(t *testing.T) {
 	r := metrics.NewRegistry("x")
 	r.MustRegister(failing{})
 	rec := httptest.NewRecorder()
-	metrics.Handler(r).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	metrics.Handler(r, nil).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	require.Equal(t, http.StatusInternalServerError, rec.Code)
 }
 
@@ -53,13 +53,35 @@ func (failing) Collect(ch chan<- prometheus.Metric) {
 
 var failingDesc = prometheus.NewDesc("compute_agent_failing", "", nil, nil)
 
+func TestHandlerServesInstancesApart(t *testing.T) {
+	t.Parallel()
+	r := metrics.NewRegistry("x")
+	get := func(h http.Handler, path string) (int, string) {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		return rec.Code, rec.Body.String()
+	}
+	instances := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: metrics.Namespace, Name: "instance_up", ConstLabels: prometheus.Labels{"uuid": "u"}}, func() float64 { return 1 })
+	h := metrics.Handler(r, instances)
+	status, body := get(h, "/metrics/instances")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, `compute_agent_instance_up{uuid="u"} 1`)
+	require.NotContains(t, body, "go_goroutines")
+	status, body = get(h, "/metrics")
+	require.Equal(t, http.StatusOK, status)
+	require.NotContains(t, body, "instance_up")
+
+	status, _ = get(metrics.Handler(metrics.NewRegistry("x"), nil), "/metrics/instances")
+	require.Equal(t, http.StatusNotFound, status)
+}
+
 func TestServeUntilContextEnds(t *testing.T) {
 	t.Parallel()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1) // one answer
-	go func() { ended <- metrics.Serve(ctx, l, metrics.Handler(metrics.NewRegistry("x"))) }()
+	go func() { ended <- metrics.Serve(ctx, l, metrics.Handler(metrics.NewRegistry("x"), nil)) }()
 
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String()+"/metrics", nil)

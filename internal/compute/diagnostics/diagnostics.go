@@ -1,4 +1,5 @@
-// Package diagnostics puts what is known about a running guest into the two forms of the API's server diagnostics.
+// Package diagnostics puts what is known about a running guest into the two forms of the API's server diagnostics, and
+// into measurements for Prometheus.
 package diagnostics
 
 import (
