@@ -278,16 +278,19 @@ func startAgent(t *testing.T) {
 func withOptions(t *testing.T, l *lab.Lab, options string) {
 	t.Helper()
 	before := l.AgentOptions
-	restart := func(options string) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: it is a clean-up, too
-		defer cancel()
-		require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
-		l.AgentOptions = options
-		require.NoError(t, l.StartAgent(ctx))
-		require.NoError(t, l.Agent.WaitServing(ctx))
-	}
-	restart(before + "\n" + options)
-	t.Cleanup(func() { restart(before) })
+	restartWith(t, l, before+"\n"+options)
+	t.Cleanup(func() { restartWith(t, l, before) })
+}
+
+// restartWith starts a host's agent anew with other AgentOptions.
+func restartWith(t *testing.T, l *lab.Lab, options string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: it is a clean-up, too
+	defer cancel()
+	require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
+	l.AgentOptions = options
+	require.NoError(t, l.StartAgent(ctx))
+	require.NoError(t, l.Agent.WaitServing(ctx))
 }
 
 // killAgent ends the agent without a warning.
