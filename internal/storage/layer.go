@@ -22,6 +22,11 @@ type Shrinker interface {
 	Shrink(ctx context.Context, instanceID string, sizeGB int) error
 }
 
+// Contentless is a back end that pretends: its root disks have no content, so there is nothing of them to bring to another host.
+type Contentless interface {
+	Contentless()
+}
+
 // KeepsLayers implements Layered by the back end of a new root disk.
 func (c *choice) KeepsLayers(r Root) bool {
 	b, err := c.of(r)

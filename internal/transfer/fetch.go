@@ -31,7 +31,7 @@ const (
 // Target is where the trees of a Source go.
 type Target struct {
 	IDs  storage.IDRange
-	Dirs []TargetDir // as many as the Source has trees
+	Dirs []TargetDir // as many as the Source has trees; none: the source has nothing to send, and tells only that its guest has stopped
 }
 
 // TargetDir is where one tree goes.
@@ -185,7 +185,9 @@ func (f *Fetch) attempt(ctx context.Context, k kind) (applied int, err error) {
 func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 	began := time.Now()
 	var seq uint64
-	f.r = f.trees[0]
+	if len(f.trees) > 0 {
+		f.r = f.trees[0]
+	}
 	for {
 		kind, body, err := f.c.read(f.buf)
 		if err != nil {
@@ -193,6 +195,9 @@ func (f *Fetch) consume(ctx context.Context, k kind) (applied int, err error) {
 		}
 		switch kind {
 		case kindEntry:
+			if f.r == nil {
+				return applied, &localError{fmt.Errorf("%w: an entry, and no tree is expected", errFrame)}
+			}
 			e := &entry{}
 			if err := json.Unmarshal(body, e); err != nil {
 				return applied, &localError{fmt.Errorf("%w: %w", errFrame, err)}
@@ -249,7 +254,7 @@ func (f *Fetch) conclude(ctx context.Context, seq uint64, k kind, body []byte, b
 	if err := json.Unmarshal(body, &count); err != nil {
 		return &localError{errFrame}
 	}
-	if f.r != f.trees[len(f.trees)-1] {
+	if len(f.trees) > 0 && f.r != f.trees[len(f.trees)-1] {
 		return &localError{fmt.Errorf("%w: fewer trees than %d", errFrame, len(f.trees))}
 	}
 	for _, r := range f.trees {

@@ -446,3 +446,36 @@ func FuzzReceive(f *testing.F) {
 		_, _ = fetch.consume(t.Context(), kindPass)
 	})
 }
+
+// TestNoTrees: a source without disks tells when its guest has stopped, and nothing else.
+func TestNoTrees(t *testing.T) {
+	t.Parallel()
+	ids := storage.IDRange{Base: 1 << 16, Size: 1 << 16}
+	server := NewServer(Options{Address: "127.0.0.1"})
+	offer, err := server.Offer(context.Background(), "m1", Source{IDs: ids})
+	require.NoError(t, err)
+	t.Cleanup(offer.Close)
+	fetch, err := NewFetch(offer.Ticket, Target{IDs: ids})
+	require.NoError(t, err)
+	t.Cleanup(func() { fetch.Close(nil) })
+	require.NoError(t, fetch.Running(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- fetch.Last(t.Context()) }()
+	select {
+	case err := <-done:
+		t.Fatalf("the last pass ended before the guest: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	require.NoError(t, offer.Finish(t.Context()))
+	require.NoError(t, <-done)
+}
+
+// TestTreesThatNobodyExpects are refused.
+func TestTreesThatNobodyExpects(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, Options{})
+	fetch, err := NewFetch(p.offer.Ticket, Target{IDs: p.ids})
+	require.NoError(t, err)
+	t.Cleanup(func() { fetch.Close(nil) })
+	require.ErrorIs(t, fetch.Running(t.Context()), errFrame)
+}

@@ -107,6 +107,9 @@ func CheckFormat(format string) error {
 	return err
 }
 
+// CheckFormat tells whether this host can make and mount a file system, as the function does.
+func (s *Store) CheckFormat(format string) error { return CheckFormat(format) }
+
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`) // as long as a label of XFS
 
 func (d Disks) check() error {
