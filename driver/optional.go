@@ -73,6 +73,7 @@ type ConsoleOpener interface {
 // RootOpener is a Driver that gives access to the files of its running guests.
 type RootOpener interface {
 	// OpenRoot returns the root directory of a running guest as the guest's own processes see it. Every name below it,
-	// links among them, is the guest's to choose: resolve names beneath it only. ErrNotRunning: it is shut down.
+	// links among them, is the guest's to choose: resolve names beneath it only. ErrNotRunning: it is shut down;
+	// ErrUnsupported: it has no files.
 	OpenRoot(ctx context.Context, uuid string) (*os.File, error)
 }

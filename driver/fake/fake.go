@@ -1,6 +1,6 @@
-// Package fake is a driver.Driver that runs nothing. It holds the state that real
-// guests would have, so that the manager's unit tests can look at it, act as a guest
-// (SetState, WriteConsole), and make calls fail (Fail).
+// Package fake is a driver.Driver that runs nothing. It holds the state that real guests would have. Opened on the agent's
+// database (Open) it is what [DEFAULT] compute_driver = fake.FakeDriver asks for: its guests, too, outlive the agent. In memory (New)
+// it serves the manager's unit tests, which look at it, act as a guest (SetState, WriteConsole), and make calls fail (Fail).
 package fake
 
 import (
@@ -14,6 +14,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/state"
 )
 
 // firstPID is where the numbers of pretended init processes begin.
@@ -30,17 +31,19 @@ type Instance struct {
 	State   driver.PowerState
 	InitPID int
 	Started time.Time
-	Console []byte
+	Console []byte `json:"-"` // the last consoleSize bytes
 	// Deaf: the guest ignores requests to halt.
-	Deaf bool
+	Deaf bool `json:"-"`
 	// Usage is what Usage tells, Root what OpenRoot opens.
-	Usage driver.Usage
-	Root  string
+	Usage driver.Usage `json:"-"`
+	Root  string       `json:"-"`
 	// Rebooting: the guest, which is down, asked to be rebooted.
 	Rebooting bool
+
+	dropped int // bytes of the console before those that are kept
 }
 
-// Driver implements driver.Driver in memory. The zero value is not usable; see New.
+// Driver implements driver.Driver. The zero value is not usable; see Open and New.
 type Driver struct {
 	// ExecFunc answers Exec; nil: every command succeeds without output.
 	// Crash runs after AttachNIC has done its work; nil: nothing.
@@ -53,7 +56,8 @@ type Driver struct {
 	subs      map[chan driver.Event]bool
 	consoles  map[*console]bool // open ones
 	nextPID   int
-	calls     []string
+	calls     []string  // not with a database: an agent runs for long
+	db        *state.DB // nil: in memory alone
 }
 
 var (
@@ -61,7 +65,7 @@ var (
 	_ driver.NICChanger = (*Driver)(nil)
 )
 
-// New returns a driver without instances.
+// New returns a driver without instances, in memory.
 func New() *Driver {
 	return &Driver{
 		instances: make(map[string]*Instance),
@@ -114,8 +118,7 @@ func (d *Driver) WriteConsole(uuid, text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if i := d.instances[uuid]; i != nil {
-		i.Console = append(i.Console, text...)
-		d.wakeConsoles()
+		d.print(i, []byte(text))
 	}
 }
 
@@ -160,7 +163,10 @@ func (d *Driver) SetLimits(ctx context.Context, uuid string, l flavor.Limits) er
 		return driver.ErrNotFound
 	}
 	i.Spec.Limits = l
-	return d.begin(ctx, "SetLimits", uuid)
+	if err := d.begin(ctx, "SetLimits", uuid); err != nil {
+		return err
+	}
+	return d.save(i)
 }
 
 // Create implements driver.Driver.
@@ -177,10 +183,11 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 	}
 	if i := d.instances[spec.UUID]; i != nil {
 		i.Spec, i.RootFS = spec, rootfs
-		return nil
+		return d.save(i)
 	}
-	d.instances[spec.UUID] = &Instance{Spec: spec, RootFS: rootfs, State: driver.PowerStateShutdown}
-	return nil
+	i := &Instance{Spec: spec, RootFS: rootfs, State: driver.PowerStateShutdown}
+	d.instances[spec.UUID] = i
+	return d.save(i)
 }
 
 // Start implements driver.Driver.
@@ -194,7 +201,8 @@ func (d *Driver) Start(ctx context.Context, uuid string, nics []driver.NIC) erro
 	i.NICs = slices.Clone(nics)
 	i.Started, i.Rebooting = time.Now(), false
 	d.set(i, driver.PowerStateRunning)
-	return nil
+	d.greet(i)
+	return d.save(i)
 }
 
 // Stop implements driver.Driver. It does not wait for a deaf guest.
@@ -202,11 +210,12 @@ func (d *Driver) Stop(ctx context.Context, uuid string, _, _ time.Duration) erro
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	i, err := d.find(ctx, "Stop", uuid)
-	if err == nil {
-		i.Rebooting = false
-		d.set(i, driver.PowerStateShutdown)
+	if err != nil {
+		return err
 	}
-	return err
+	i.Rebooting = false
+	d.set(i, driver.PowerStateShutdown)
+	return d.save(i)
 }
 
 // Shutdown implements driver.Driver. It does not wait for a deaf guest.
@@ -221,7 +230,7 @@ func (d *Driver) Shutdown(ctx context.Context, uuid string, _ time.Duration) (bo
 		return false, nil
 	}
 	d.set(i, driver.PowerStateShutdown)
-	return true, nil
+	return true, d.save(i)
 }
 
 // Destroy implements driver.Driver.
@@ -235,7 +244,7 @@ func (d *Driver) Destroy(ctx context.Context, uuid string) error {
 		d.set(i, driver.PowerStateShutdown)
 		delete(d.instances, uuid)
 	}
-	return nil
+	return d.forget(uuid)
 }
 
 // Pause implements driver.Driver.
@@ -259,7 +268,7 @@ func (d *Driver) freeze(ctx context.Context, method, uuid string, state driver.P
 		return fmt.Errorf("%s instance %s: %w", strings.ToLower(method), uuid, driver.ErrNotRunning)
 	}
 	d.set(i, state)
-	return nil
+	return d.save(i)
 }
 
 // AttachNIC implements driver.NICChanger.
@@ -277,7 +286,7 @@ func (d *Driver) AttachNIC(ctx context.Context, uuid string, nic driver.NIC) err
 	if d.Crash != nil {
 		d.Crash()
 	}
-	return nil
+	return d.save(i)
 }
 
 // DetachNIC implements driver.NICChanger.
@@ -285,10 +294,11 @@ func (d *Driver) DetachNIC(ctx context.Context, uuid, portID string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	i, err := d.findRunning(ctx, "DetachNIC", uuid)
-	if err == nil {
-		i.NICs = without(i.NICs, portID)
+	if err != nil {
+		return err
 	}
-	return err
+	i.NICs = without(i.NICs, portID)
+	return d.save(i)
 }
 
 func without(nics []driver.NIC, portID string) []driver.NIC {
@@ -382,8 +392,8 @@ func (d *Driver) Exec(ctx context.Context, uuid string, cmd driver.Command) (int
 	return d.ExecFunc(ctx, uuid, cmd)
 }
 
-// Version implements driver.Driver.
-func (d *Driver) Version() (name string, version int) { return "fake", 1_000_000 }
+// Version implements driver.Driver with what nova's own says (nova/virt/fake.py).
+func (d *Driver) Version() (name string, version int) { return "fake", 1000 }
 
 // set changes a state and tells it. d.mu is held.
 func (d *Driver) set(i *Instance, state driver.PowerState) {
@@ -412,7 +422,9 @@ func (d *Driver) set(i *Instance, state driver.PowerState) {
 
 // begin records a call and returns the error that it shall fail with. d.mu is held.
 func (d *Driver) begin(ctx context.Context, method, uuid string) error {
-	d.calls = append(d.calls, method+" "+uuid)
+	if d.db == nil {
+		d.calls = append(d.calls, method+" "+uuid)
+	}
 	if err := d.failure(method, uuid); err != nil {
 		return err
 	}

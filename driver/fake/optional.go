@@ -76,6 +76,9 @@ func (d *Driver) OpenRoot(ctx context.Context, uuid string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if i.Root == "" {
+		return nil, fmt.Errorf("open root of instance %s: %w", uuid, driver.ErrUnsupported)
+	}
 	return os.Open(i.Root)
 }
 
@@ -87,7 +90,7 @@ func (d *Driver) OpenConsole(ctx context.Context, uuid string) (io.ReadWriteClos
 	if err != nil {
 		return nil, err
 	}
-	c := &console{d: d, i: i, run: i.InitPID, at: len(i.Console)}
+	c := &console{d: d, i: i, run: i.InitPID, at: i.dropped + len(i.Console)}
 	c.changed = sync.NewCond(&d.mu)
 	d.consoles[c] = true
 	return c, nil
@@ -112,8 +115,9 @@ func (c *console) Read(p []byte) (int, error) {
 		switch {
 		case c.closed:
 			return 0, os.ErrClosed
-		case c.at < len(c.i.Console):
-			n := copy(p, c.i.Console[c.at:])
+		case c.at < c.i.dropped+len(c.i.Console):
+			c.at = max(c.at, c.i.dropped)
+			n := copy(p, c.i.Console[c.at-c.i.dropped:])
 			c.at += n
 			return n, nil
 		case c.i.InitPID != c.run:
@@ -130,8 +134,7 @@ func (c *console) Write(p []byte) (int, error) {
 	if c.closed || c.i.InitPID != c.run {
 		return 0, io.ErrClosedPipe
 	}
-	c.i.Console = append(c.i.Console, p...)
-	c.d.wakeConsoles()
+	c.d.print(c.i, p)
 	return len(p), nil
 }
 
