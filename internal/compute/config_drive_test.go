@@ -44,7 +44,7 @@ func TestBuildWithConfigDrive(t *testing.T) {
 	})
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid), "%v", w.nova.Faults())
 	i, _ := w.driver.Instance(uuid)
-	drive := w.Drives.Path(uuid)
+	drive := w.drives.Path(uuid)
 	require.Equal(t, []driver.Bind{{Source: drive, Target: "config-drive", ReadOnly: true}}, i.Spec.Binds)
 	raw, err := os.ReadFile(filepath.Join(drive, "openstack/latest/meta_data.json"))
 	require.NoError(t, err, "mounted before the start")
@@ -84,7 +84,7 @@ func TestForcedConfigDrive(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.ConfigDrive.Force = true })
 	w.build(nil)
 	require.Equal(t, "True", w.nova.Field(uuid, "config_drive"))
-	require.True(t, w.Drives.Exists(uuid))
+	require.True(t, w.drives.Exists(uuid))
 	_, err := w.operate("terminate_instance", object.TaskStateDeleting, map[string]any{"bdms": nil})
 	require.NoError(t, err)
 	w.nothingLeft()
@@ -95,7 +95,7 @@ func TestBuildWithoutConfigDrive(t *testing.T) {
 	w := built(t)
 	i, _ := w.driver.Instance(uuid)
 	require.Empty(t, i.Spec.Binds)
-	require.False(t, w.Drives.Exists(uuid))
+	require.False(t, w.drives.Exists(uuid))
 }
 
 func TestConfigDriveFailures(t *testing.T) {
@@ -114,7 +114,7 @@ func TestConfigDriveFailures(t *testing.T) {
 			w := newWorld(t, change.options, func(o *Options) { o.ConfigDrive.VendordataProviders = []string{"StaticJSON"} })
 			w.buildWithDrive(change.args)
 			require.NotEqual(t, "active/-/"+testHost, w.nova.States(uuid))
-			require.False(t, w.Drives.Exists(uuid))
+			require.False(t, w.drives.Exists(uuid))
 			w.nothingLeft()
 		})
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/compute-agent/compute-agent/internal/compute/nowhere"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/vif"
@@ -199,6 +200,8 @@ func (e *fakeEphemeral) keeps(uuid string) bool {
 	return ok
 }
 
+func (e *fakeEphemeral) CheckFormat(format string) error { return ephemeral.CheckFormat(format) }
+
 func (e *fakeEphemeral) Create(ctx context.Context, d ephemeral.Disks) error {
 	if err := e.do(ctx, "ephemeral.create", d.InstanceID); err != nil {
 		return err
@@ -314,7 +317,7 @@ func (p *fakePlugger) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ports[v.PortID] = v
-	return vif.Link{Host: v.Devname, Peer: vif.PeerName(v.PortID), MAC: v.MAC, MTU: v.MTU}, nil
+	return nowhere.Plugger{}.Plug(ctx, v)
 }
 
 func (p *fakePlugger) Unplug(ctx context.Context, v vif.VIF) error {

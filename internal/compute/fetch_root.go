@@ -63,6 +63,9 @@ func (m *Manager) fetchRunning(ctx context.Context, mv *move) error {
 	if err != nil {
 		return fmt.Errorf("ask for the root disk: %w", err)
 	}
+	if offer.Contentless != m.contentless() {
+		return fmt.Errorf("%w: of this host and %s one only pretends to have disks", storage.ErrUnsupported, mv.migration.SourceCompute)
+	}
 	if free, err := m.freeFor(ctx, pool, len(offer.Disks) > 0); err == nil && offer.Used > free {
 		return fmt.Errorf("%w: the disks hold %d bytes, free are %d", storage.ErrNoSpace, offer.Used, free)
 	}
@@ -162,6 +165,10 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 }
 
 func (m *Manager) openFetch(ctx context.Context, rec record) (*transfer.Fetch, func() error, error) {
+	if m.contentless() {
+		fetch, err := transfer.NewFetch(rec.Incoming.Ticket, transfer.Target{IDs: rec.Root.IDs})
+		return fetch, func() error { return nil }, err
+	}
 	dir, done, err := m.openTree(ctx, rec.Root, rec.Incoming.Layer)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open root disk: %w", err)

@@ -71,11 +71,11 @@ func TestCacheImagesDuringBoot(t *testing.T) {
 		_, err := w.handler("build_and_run_instance")(user(t), w.buildArgs(nil))
 		require.NoError(t, err)
 	})
-	eventually(t, "the boot's download", func() bool { return len(w.Images.Transfers()) == 1 })
+	eventually(t, "the boot's download", func() bool { return len(w.stored.Transfers()) == 1 })
 	var got map[string]string
 	both.Go(func() { got = w.cache(imageID) })
 	eventually(t, "two wait for one download", func() bool {
-		flying := w.Images.Transfers()
+		flying := w.stored.Transfers()
 		return len(flying) == 1 && flying[0].Waiting == 2
 	})
 	release()

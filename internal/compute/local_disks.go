@@ -17,6 +17,7 @@ import (
 
 // EphemeralStore keeps the disks that instances have beside their root disks (ephemeral.Store).
 type EphemeralStore interface {
+	CheckFormat(format string) error
 	Create(ctx context.Context, d ephemeral.Disks) error
 	Mount(ctx context.Context, instanceID string) (paths []string, err error)
 	Unmount(ctx context.Context, instanceID string) error
@@ -74,7 +75,7 @@ func (m *Manager) localDisks(inst *object.Instance, bdms []*object.BlockDeviceMa
 		return refuse("%v", err)
 	}
 	for _, d := range out.ephemeral {
-		if err := ephemeral.CheckFormat(d.Format); err != nil {
+		if err := m.Ephemeral.CheckFormat(d.Format); err != nil {
 			return refuse("%v", err)
 		}
 	}

@@ -26,7 +26,7 @@ func blank(format string, size int) *object.BlockDeviceMapping {
 
 func TestLocalDisks(t *testing.T) {
 	t.Parallel()
-	m := &Manager{opts: Options{}}
+	m := &Manager{Deps: Deps{Ephemeral: &fakeEphemeral{}}}
 	inst := &object.Instance{UUID: uuid, Flavor: &object.Flavor{EphemeralGB: 5, Swap: 1024}}
 	type bdms = []*object.BlockDeviceMapping
 	image := &object.BlockDeviceMapping{SourceType: "image", DestinationType: "local"}
@@ -66,7 +66,7 @@ func TestLocalDisks(t *testing.T) {
 	require.Equal(t, localDisks{}, got)
 	_, err = m.localDisks(none, bdms{blank("", -1)})
 	require.ErrorContains(t, err, "an ephemeral disk of 0 GB")
-	other := &Manager{opts: Options{DefaultEphemeralFormat: "ntfs"}}
+	other := &Manager{Deps: m.Deps, opts: Options{DefaultEphemeralFormat: "ntfs"}}
 	_, err = other.localDisks(inst, nil)
 	require.ErrorContains(t, err, "ntfs")
 }

@@ -74,6 +74,8 @@ type world struct {
 	plugger   *fakePlugger
 	sender    *fakeSender
 	keys      *fakeKeys
+	stored    *imagesync.Store
+	drives    *configdrive.Store
 }
 
 // image is an archive of the smallest root file system.
@@ -138,6 +140,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 	require.NoError(t, err)
 	drives, err := configdrive.Open(filepath.Join(t.TempDir(), "configdrive"))
 	require.NoError(t, err)
+	w.stored, w.drives = images, drives
 	api := conductor.New(w.bus, r)
 	placementClient := placement.New(cloud.Service("placement", "placement", ""))
 	w.nova.AddService(novatest.Fields{"id": novatest.Raw(7), "host": novatest.Raw(w.opts.Host), "binary": novatest.Raw(binary), "disabled": novatest.Raw(false)})

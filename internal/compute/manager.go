@@ -116,11 +116,31 @@ type Deps struct {
 	Driver    driver.Driver
 	Roots     storage.Backend
 	Ephemeral EphemeralStore
-	Images    *imagesync.Store
+	Images    ImageStore
 	Plugger   vif.Plugger
-	Drives    *configdrive.Store
+	Drives    DriveStore
 	DB        *state.DB
 	Transfers *transfer.Server // root disks for other hosts
+}
+
+// ImageStore keeps the images of this host (imagesync.Store).
+type ImageStore interface {
+	Get(ctx context.Context, id string) (imagesync.Image, bool, error)
+	List(ctx context.Context) ([]imagesync.Image, error)
+	Sync(ctx context.Context, r imagesync.Request) (imagesync.Image, error)
+	Hold(id string) (release func())
+	Acquire(id, instanceUUID string) error
+	Release(id, instanceUUID string) error
+	Prune(ctx context.Context, p imagesync.Policy) ([]imagesync.Pruned, error)
+}
+
+// DriveStore keeps the config drives of this host (configdrive.Store).
+type DriveStore interface {
+	Path(instanceUUID string) string
+	Write(ctx context.Context, instanceUUID string, owner uint32, documents []configdrive.Document) error
+	Mount(instanceUUID string) error
+	Unmount(ctx context.Context, instanceUUID string) error
+	Remove(ctx context.Context, instanceUUID string) error
 }
 
 // Manager carries out the compute RPC API on one host.

@@ -23,6 +23,8 @@ type rootOffer struct {
 	Used   uint64          `json:"used"` // bytes, 0: not known
 	// Disks are the ephemeral disks that are offered with it.
 	Disks []ephemeral.Disk `json:"disks,omitempty"`
+	// Contentless: the disks of that host have no content, and none comes.
+	Contentless bool `json:"contentless,omitempty"`
 	// Of the record: what the guest calls its ports, and what the image's templates were given.
 	Names     map[string]string `json:"names"`
 	Templates *template.Vars    `json:"templates"`
@@ -109,7 +111,10 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 	root := transfer.Tree{Layer: layer, Open: func(ctx context.Context, _ bool) (string, func() error, error) {
 		return m.openTree(ctx, rec.Root, layer)
 	}}
-	source := transfer.Source{IDs: rec.Root.IDs, Trees: append([]transfer.Tree{root}, m.diskTrees(rec)...)}
+	source := transfer.Source{IDs: rec.Root.IDs}
+	if !m.contentless() {
+		source.Trees = append([]transfer.Tree{root}, m.diskTrees(rec)...)
+	}
 	if before := m.departures.of(uuid); before != nil {
 		before.Close()
 	}
@@ -126,7 +131,14 @@ func (m *Manager) offerRoot(ctx context.Context, args rpc.Args) (any, error) {
 	reqctx.Log(ctx).WithField("layer", layer).WithField("bytes", used+beside).WithField("disks", 1+len(rec.Ephemeral)).Info("disks offered to another host")
 	return rootOffer{
 		Ticket: offer.Ticket, Layer: layer, Arch: rec.Arch, Used: used + beside, Disks: rec.Ephemeral, Names: rec.Names, Templates: rec.Templates,
+		Contentless: m.contentless(),
 	}, nil
+}
+
+// contentless tells that this host only pretends to have disks.
+func (m *Manager) contentless() bool {
+	_, ok := m.Roots.(storage.Contentless)
+	return ok
 }
 
 // sameImage tells whether the other host has the very image that the root disk lies on, and this
@@ -165,7 +177,7 @@ func (m *Manager) openTree(ctx context.Context, root storage.Root, layer bool) (
 
 // usedBytes is what the root disk's content takes at least.
 func (m *Manager) usedBytes(ctx context.Context, root storage.Root, layer bool) (uint64, error) {
-	if root.SizeGB == 0 {
+	if root.SizeGB == 0 || m.contentless() {
 		return 0, nil // it shares its file system with everything else
 	}
 	dir, done, err := m.openTree(ctx, root, layer)

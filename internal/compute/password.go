@@ -38,7 +38,9 @@ func (m *Manager) setAdminPassword(ctx context.Context, inst *object.Instance, a
 	if err := m.Conductor.LoadInstance(ctx, inst, "system_metadata"); err != nil {
 		return nil, err
 	}
-	if err := changePassword(ctx, opener, inst, *password); err != nil {
+	if err := changePassword(ctx, opener, inst, *password); errors.Is(err, driver.ErrUnsupported) {
+		return nil, exception.SetAdminPasswdNotSupported()
+	} else if err != nil {
 		// What else may be in the way is the operator's business, and nova-compute hides it too.
 		reqctx.Log(ctx).WithError(err).Warning("admin password not set")
 		reason := "error setting admin password"

@@ -29,6 +29,7 @@ type Options struct {
 
 	HypervisorType    string
 	HypervisorVersion int
+	Guests            []GuestKind // that the host runs; none: system containers
 
 	CPUs             int // in cpu_shared_set or all; 0: all online
 	ReservedCPUs     int
@@ -45,6 +46,12 @@ type Options struct {
 	// ProviderRefresh is how long what Placement said of the provider is believed; 0: for ever.
 	ProviderRefresh time.Duration
 }
+
+// GuestKind is a kind of guest in the words of image properties, img_hv_type and hw_vm_mode.
+type GuestKind struct{ HVType, VMMode string }
+
+// containers are system containers, under both names that image properties use for them.
+var containers = []GuestKind{{"lxc", "exe"}, {"lxd", "exe"}}
 
 // Deps are what the tracker asks.
 type Deps struct {
@@ -233,18 +240,21 @@ func (t *Tracker) cpus() int {
 	return t.host.CPUs
 }
 
-// hvSpecs are the guests that this host runs: system containers of its architecture, under
-// both names that image properties use for them.
+// hvSpecs are the guests of its architecture that this host runs.
 func (t *Tracker) hvSpecs() []*object.HVSpec {
-	specs := make([]*object.HVSpec, 0, 4)
+	kinds := t.opts.Guests
+	if len(kinds) == 0 {
+		kinds = containers
+	}
+	specs := make([]*object.HVSpec, 0, 2*len(kinds))
 	archs := []string{t.host.Arch}
 	if t.host.Arch == "x86_64" {
 		archs = append(archs, "i686")
 	}
 	for _, arch := range archs {
-		for _, kind := range []string{"lxc", "lxd"} {
+		for _, kind := range kinds {
 			specs = append(specs, &object.HVSpec{
-				Header: object.New("HVSpec", t.deps.Release.ObjectVersion("HVSpec")), Arch: arch, HVType: kind, VMMode: "exe",
+				Header: object.New("HVSpec", t.deps.Release.ObjectVersion("HVSpec")), Arch: arch, HVType: kind.HVType, VMMode: kind.VMMode,
 			})
 		}
 	}
