@@ -75,6 +75,7 @@ func editDistance(a, b string) int {
 // check looks at values that must fit each other. A value with a fault of its own is left alone.
 func (l *loader) check() {
 	l.checkDriver()
+	l.checkLXD()
 	l.checkRabbit()
 	l.checkCPUs()
 	l.checkLXC()
@@ -107,23 +108,6 @@ func (l *loader) warnAt(section, opt, message, remedy string) {
 	f := l.at(section, opt)
 	f.Message, f.Remedy = message, remedy
 	l.report.warn(f)
-}
-
-func (l *loader) checkDriver() {
-	if d := l.registry.config.Default.ComputeDriver; d != "" && d != "lxc" {
-		l.warnAt(defaultSection, "compute_driver", fmt.Sprintf("%q is another driver's name, ignored", d),
-			"this agent always runs LXC containers; remove the option")
-	}
-	for _, f := range l.files {
-		for _, e := range f.keys {
-			if normalizeSection(e.section) == "lxd" {
-				l.report.warn(Finding{
-					File: f.name, Line: e.line, Section: "lxd", Option: e.key,
-					Message: "option of nova-lxd, ignored", Remedy: "the agent's options are in [lxc]",
-				})
-			}
-		}
-	}
 }
 
 // checkRabbit refuses what oslo.messaging refuses (_drivers/impl_rabbit.py).

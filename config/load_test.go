@@ -283,7 +283,7 @@ frobnicate = 1
 		got = append(got, strings.SplitN(f.String(), ": ", 2)[1])
 	}
 	require.Equal(t, []string{
-		`[DEFAULT] compute_driver: warning: "libvirt.LibvirtDriver" is another driver's name, ignored (this agent always runs LXC containers; remove the option)`,
+		`[DEFAULT] compute_driver: warning: "libvirt.LibvirtDriver" is another driver's name, ignored (this agent runs LXC containers; remove the option)`,
 		`[DEFAULT] default_ephemeral_format: warning: "vfat" is none of ext4, xfs: servers whose flavor has an ephemeral disk are refused (name one of these, or remove the option for ext4)`,
 		`[lxd] root_dir: warning: option of nova-lxd, ignored (the agent's options are in [lxc])`,
 		`[lxc] storage_backends: warning: unknown option, ignored (did you mean storage_backend?)`,
@@ -443,4 +443,40 @@ func TestRealFile(t *testing.T) {
 	require.True(t, c.SerialConsole.Enabled)
 	require.Empty(t, c.Default.LogDir)
 	require.Equal(t, "volumev3:cinderv3:publicURL", c.Cinder.CatalogInfo)
+}
+
+func TestComputeDriver(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		value, finding string
+		fault          bool
+		fake           FakeHost
+	}{
+		{value: ""},
+		{value: "lxc"},
+		{value: "libvirt.LibvirtDriver", finding: `warning: "libvirt.LibvirtDriver" is another driver's name, ignored`},
+		{value: "nova_lxd.nova.virt.lxd.LXDDriver", finding: "is another driver's name, ignored"},
+		{value: "fake.FakeDriver", fake: FakeHost{"fake.FakeDriver", 1000, 800_000, 600_000}},
+		{value: "nova.virt.fake.SmallFakeDriver", fake: FakeHost{"fake.SmallFakeDriver", 2, 8192, 1028}},
+		{value: "fake.MediumFakeDriver", fake: FakeHost{"fake.MediumFakeDriver", 10, 8192, 1028}},
+		{value: "fake.FakeDrive", fault: true, finding: `"fake.FakeDrive" is no driver's name (lxc, or remove the option, for containers; fake.FakeDriver, `},
+		{value: "fake.FakeLiveMigrateDriver", fault: true, finding: "is no driver's name"},
+		{value: "libvirt", fault: true, finding: "is no driver's name"},
+	} {
+		conf, r, err := Load(sources(t, credentials, "[DEFAULT]\ncompute_driver = "+c.value+"\n"))
+		require.Equal(t, c.fault, err != nil, "%s: %v", c.value, err)
+		if c.finding == "" {
+			require.Empty(t, r.Findings, c.value)
+		} else {
+			require.Len(t, r.Findings, 1, c.value)
+			require.Contains(t, r.Findings[0].String(), "[DEFAULT] compute_driver: ")
+			require.Contains(t, r.Findings[0].String(), c.finding)
+		}
+		if c.fault {
+			continue
+		}
+		got, ok := conf.Default.FakeHost()
+		require.Equal(t, c.fake, got, c.value)
+		require.Equal(t, c.fake != FakeHost{}, ok, c.value)
+	}
 }

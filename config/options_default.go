@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"strings"
 )
 
 // byRelease is the note of options whose default depends on the control plane's release.
@@ -38,7 +39,9 @@ func identityOptions(s *section, d *Defaults) {
 	s.path(&d.TempDir, "tempdir", "", "Directory for temporary files; unset is the system's.")
 	s.text(&d.InstanceNameTemplate, "instance_name_template", "instance-%08x", "Template of an instance's name on the host, filled"+
 		" with its number or with its fields, as in %(uuid)s.")
-	s.text(&d.ComputeDriver, "compute_driver", "", "Ignored. Another driver's name gives a warning.")
+	s.text(&d.ComputeDriver, "compute_driver", "", "What runs the servers. Unset, lxc, or with a warning another driver of nova's: containers. "+
+		strings.Join(fakeDrivers(), ", ")+": nothing is started, nor is root needed; the host reports the figures of nova's driver of"+
+		" that name, to try a control plane with many hosts on one machine.")
 	s.text(&d.DefaultAvailabilityZone, "default_availability_zone", "nova", "Availability zone of hosts that are in none.")
 	s.text(&d.DefaultScheduleZone, "default_schedule_zone", "", "Availability zone of servers created without one.")
 	s.text(&d.InternalServiceAvailabilityZone, "internal_service_availability_zone", "internal", "Availability zone shown for internal services.")

@@ -14,6 +14,7 @@ type Summary struct {
 	Host          string     `json:"host"`
 	MyIP          string     `json:"my_ip"`
 	Release       string     `json:"release"`
+	Driver        string     `json:"driver"`
 	Transport     Transport  `json:"transport"`
 	Exchange      string     `json:"exchange"`
 	Notifications string     `json:"notifications"`
@@ -50,6 +51,7 @@ func (c *Config) Summarize(files []string) (Summary, error) {
 		Host:          c.Default.Host,
 		MyIP:          c.Default.MyIP,
 		Release:       c.LXC.Release,
+		Driver:        c.driver(),
 		Transport:     transport,
 		Exchange:      c.Default.ControlExchange,
 		Notifications: c.notifications(),
@@ -159,6 +161,7 @@ func (s Summary) Write(w io.Writer) error {
 	row("files", "%s", cmp.Or(strings.Join(s.Files, " "), "none"))
 	row("host", "%s (%s)", s.Host, s.MyIP)
 	row("release", "%s", s.Release)
+	row("driver", "%s", s.Driver)
 	row("transport", "%s, virtual host %s, exchange %s", strings.Join(s.Transport.Hosts, " "), s.Transport.VirtualHost, s.Exchange)
 	row("notifications", "%s", s.Notifications)
 	for _, e := range s.Endpoints {

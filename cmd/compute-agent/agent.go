@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -17,10 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/compute-agent/compute-agent/config"
-	"github.com/compute-agent/compute-agent/driver/lxc"
-	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/compute"
-	"github.com/compute-agent/compute-agent/internal/configdrive"
+	"github.com/compute-agent/compute-agent/internal/control"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/metrics"
 	"github.com/compute-agent/compute-agent/internal/nova/conductor"
@@ -35,14 +33,10 @@ import (
 	"github.com/compute-agent/compute-agent/internal/resource"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/internal/transfer"
 	"github.com/compute-agent/compute-agent/rpc"
 	"github.com/compute-agent/compute-agent/rpc/rabbit"
 	"github.com/compute-agent/compute-agent/vif"
-	"github.com/compute-agent/compute-agent/vif/bridge"
-	"github.com/compute-agent/compute-agent/vif/link"
-	"github.com/compute-agent/compute-agent/vif/ovs"
 )
 
 // retryStart is the wait before another try of a start that the control plane did not let
@@ -51,14 +45,19 @@ const retryStart = 5 * time.Second
 
 // host is what the agent has on this node, whatever the control plane does.
 type host struct {
-	info    hostinfo.Info
+	fake    *config.FakeHost // what it reports instead of what it has; nil: it runs containers
+	measure func(context.Context) (hostinfo.Info, error)
+	info    hostinfo.Info // as measured at the start
+	pool    []storage.IDRange
 	db      *state.DB
-	driver  *lxc.Driver
+	driver  driver.Driver
 	roots   storage.Pooled
-	disks   *ephemeral.Store
-	images  *imagesync.Store
-	drives  *configdrive.Store
+	disks   compute.EphemeralStore
+	images  compute.ImageStore
+	drives  compute.DriveStore
 	plugger vif.Plugger
+	control control.Images // the images, for the command line
+	runners []storage.Runner
 	closers []func()
 }
 
@@ -100,84 +99,14 @@ func runAgent(ctx context.Context, sources config.Sources) error {
 		return err
 	}
 	defer stopControl()
-	log.WithFields(logrus.Fields{"version": version, "host": c.Default.Host}).Info("compute-agent starts")
+	kind, _ := h.driver.Version()
+	log.WithFields(logrus.Fields{"version": version, "host": c.Default.Host, "driver": kind}).Info("compute-agent starts")
 	err = serve(ctx, c, sources, h)
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		log.Info("compute-agent stopped; the guests go on")
 		return nil
 	}
 	return err
-}
-
-// openHost opens what is on this node and refuses a host where guests could not run safely.
-func openHost(ctx context.Context, c *config.Config) (h *host, err error) {
-	h = &host{}
-	defer func() {
-		if err != nil {
-			h.close()
-		}
-	}()
-	if h.info, err = hostinfo.Read(ctx); err != nil {
-		return h, err
-	}
-	pool, err := idPool(c)
-	if err != nil {
-		return h, err
-	}
-	options := driverOptions(c)
-	options.IDPool, options.Disks = pool, h.devices
-	if h.driver, err = lxc.New(options); err != nil {
-		return h, err
-	}
-	if err := checkHost(ctx, h.driver); err != nil {
-		return h, err
-	}
-	if h.db, err = state.Open(filepath.Join(c.LXC.StateDir, "agent.db")); err != nil {
-		return h, err
-	}
-	h.closers = append(h.closers, func() { _ = h.db.Close() })
-	if h.roots, err = openRoots(ctx, c); err != nil {
-		return h, err
-	}
-	if h.disks, err = ephemeral.Open(filepath.Join(c.LXC.InstancesDir, "ephemeral")); err != nil {
-		return h, err
-	}
-	if h.drives, err = configdrive.Open(filepath.Join(c.LXC.StateDir, "configdrive")); err != nil {
-		return h, err
-	}
-	if h.images, err = openStore(ctx, c); err != nil {
-		return h, err
-	}
-	h.closers = append(h.closers, func() { _ = h.images.Close() })
-	netlink, err := link.Open()
-	if err != nil {
-		return h, err
-	}
-	h.closers = append(h.closers, netlink.Close)
-	switches := ovs.New(netlink, ovs.Options{
-		Endpoints: ovs.Endpoints(c.OSVIFOVS.OVSDBConnection), Bridge: c.Neutron.OVSBridge, Timeout: c.OSVIFOVS.OVSVsctlTimeout,
-		MTU: c.OSVIFOVS.NetworkDeviceMTU, QoSType: c.OSVIFOVS.DefaultQoSType, Isolate: c.OSVIFOVS.IsolateVIF,
-	})
-	h.closers = append(h.closers, switches.Close)
-	h.plugger = vif.NewSet(map[vif.Kind]vif.Plugger{
-		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
-	}).ShapeWith(link.NewShaper(netlink))
-	return h, nil
-}
-
-// checkHost logs what is wrong with the host and refuses to run where that is fatal.
-func checkHost(ctx context.Context, d *lxc.Driver) error {
-	var fatal []error
-	for _, check := range d.Checks(ctx) {
-		for _, p := range check.Problems {
-			if p.Fatal {
-				fatal = append(fatal, fmt.Errorf("%s: %s", p.What, p.Remedy))
-				continue
-			}
-			reqctx.Log(ctx).WithField("remedy", p.Remedy).Warning(p.What)
-		}
-	}
-	return errors.Join(fatal...)
 }
 
 // serve connects to the control plane and carries out what it asks until ctx ends.
@@ -292,8 +221,8 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	}
 	clients := newClients(c)
 	kind, kindVersion := h.driver.Version()
-	tracker := resource.New(trackerOptions(c, sources, r, kind, kindVersion), resource.Deps{
-		Release: r, Conductor: api, Placement: clients.placement, HostInfo: hostinfo.Read, Disk: h.roots.Usage, PoolUsage: h.roots.PoolUsage,
+	tracker := resource.New(h.trackerOptions(trackerOptions(c, sources, r, kind, kindVersion)), resource.Deps{
+		Release: r, Conductor: api, Placement: clients.placement, HostInfo: h.measure, Disk: h.roots.Usage, PoolUsage: h.roots.PoolUsage,
 	})
 	if err := tracker.Start(ctx, service.Record().ID); err != nil {
 		if errors.Is(err, resource.ErrIdentity) {
@@ -301,11 +230,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 		}
 		return nil, err
 	}
-	pool, err := idPool(c)
-	if err != nil {
-		return nil, err
-	}
-	manager := compute.New(managerOptions(c, r, h.info, pool), compute.Deps{
+	manager := compute.New(h.managerOptions(managerOptions(c, r, h.info, h.pool)), compute.Deps{
 		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance, Keys: clients.keys,
 		Drives: h.drives, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
 		Transfers: transfer.NewServer(transferOptions(c)),
@@ -315,7 +240,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 		return nil, err
 	}
 	reqctx.Log(ctx).WithFields(logrus.Fields{"release": r.Name, "elapsed_ms": time.Since(started).Milliseconds()}).Info("registered with the control plane")
-	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, runners: h.runners()}, nil
+	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, runners: h.runners}, nil
 }
 
 // controlPlaneRelease is the operator's [lxc] release, or what the control plane says it is.

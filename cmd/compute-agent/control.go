@@ -24,11 +24,10 @@ func startControl(ctx context.Context, c *config.Config, h *host) (stop func(), 
 	if err != nil {
 		return nil, err
 	}
-	images := &control.Local{Store: h.images, Fetch: imageFetcher(c, h.info.Arch)}
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := control.Serve(ctx, listener, images); err != nil {
+		if err := control.Serve(ctx, listener, h.control); err != nil {
 			reqctx.Log(ctx).WithError(err).Error("control socket not served any more; restart the agent for its command line")
 		}
 	})
@@ -96,6 +95,9 @@ func openImages(ctx context.Context, c *config.Config) (control.Images, error) {
 	}
 	if !isNoAgent(err) {
 		return nil, err
+	}
+	if _, fake := c.Default.FakeHost(); fake {
+		return noImages{}, nil
 	}
 	store, err := openStore(ctx, c)
 	if err != nil {

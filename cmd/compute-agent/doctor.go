@@ -115,6 +115,11 @@ func examineNode(ctx context.Context, sources config.Sources) []examination {
 		}
 		return []examination{settings}
 	}
+	if fake, ok := c.Default.FakeHost(); ok {
+		e := examine("containers")
+		e.add(false, fake.Driver+" starts none, and needs nothing of this node", "remove [DEFAULT] compute_driver where servers are to run")
+		return []examination{settings, e}
+	}
 	found := append([]examination{settings}, examineGuests(ctx, c)...)
 	return append(found, examineStorage(c), examineSwitch(ctx, ovs.Endpoints(c.OSVIFOVS.OVSDBConnection)))
 }

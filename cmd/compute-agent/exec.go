@@ -8,7 +8,6 @@ import (
 
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/driver"
-	"github.com/compute-agent/compute-agent/driver/lxc"
 )
 
 // newExecCommand returns "compute-agent exec".
@@ -28,7 +27,7 @@ output are passed through, and the exit status is the command's.`,
 			if err != nil {
 				return err
 			}
-			d, err := lxc.New(driverOptions(c))
+			d, err := openGuests(c)
 			if err != nil {
 				return err
 			}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/driver"
-	"github.com/compute-agent/compute-agent/driver/lxc"
 	"github.com/compute-agent/compute-agent/internal/control"
 )
 
@@ -41,7 +40,10 @@ agent starts the servers again when the node is back. compute-agent-guests.servi
 			if err := noAgentRuns(cmd.Context(), controlSocket(c)); err != nil {
 				return err
 			}
-			d, err := lxc.New(driverOptions(c))
+			d, err := openGuests(c)
+			if errors.Is(err, errFake) {
+				return nil // the node may go
+			}
 			if err != nil {
 				return err
 			}

@@ -77,17 +77,19 @@ func (h *host) devices(ctx context.Context, uuid string) ([]storage.Device, erro
 		}
 		all = devices
 	}
-	devices, err := h.disks.Devices(ctx, uuid)
+	disks, ok := h.disks.(storage.Devicer)
+	if !ok {
+		return all, nil
+	}
+	devices, err := disks.Devices(ctx, uuid)
 	return append(all, devices...), err
 }
 
-// runners are the parts of the host with work of their own to do.
-func (h *host) runners() []storage.Runner {
-	runners := []storage.Runner{h.disks, h.driver}
-	if roots, ok := h.roots.(storage.Runner); ok {
-		runners = append(runners, roots)
+// addRunner has a part of the host work in the background if it has anything to do there.
+func (h *host) addRunner(part any) {
+	if r, ok := part.(storage.Runner); ok {
+		h.runners = append(h.runners, r)
 	}
-	return runners
 }
 
 // checkStorage tells what this host lacks for its back ends, without changing anything: the configuration may
