@@ -27,6 +27,8 @@ type Agent struct {
 	Binary string
 	// Within runs what starts it, in another network namespace perhaps; nil: it is started as this process is.
 	Within func(start func() error) error
+	// User is who it runs as, without any privilege, and owns its files then; nil: who this process runs as.
+	User *syscall.Credential
 
 	mu     sync.Mutex    // guards the fields below
 	ended  chan struct{} // closed once the process that this Agent started has ended; nil when it started none
@@ -68,7 +70,10 @@ func (a *Agent) Configure(text string) error {
 	if err := os.MkdirAll(a.StateDir(), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(a.configFile(), []byte(text), 0o600)
+	if err := os.WriteFile(a.configFile(), []byte(text), 0o600); err != nil || a.User == nil {
+		return err
+	}
+	return errors.Join(os.Chown(a.StateDir(), int(a.User.Uid), int(a.User.Gid)), os.Chown(a.configFile(), int(a.User.Uid), int(a.User.Gid)))
 }
 
 // Start starts the agent; it returns at once. One that runs is an error.
@@ -84,7 +89,7 @@ func (a *Agent) Start() error {
 	// Not bound to a context: the agent is to go on when the caller has ended.
 	cmd := exec.CommandContext(context.Background(), a.Binary, "--config-file", a.configFile())
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: a.User}
 	start := cmd.Start
 	if a.Within != nil {
 		start = func() error { return a.Within(cmd.Start) }

@@ -1,5 +1,5 @@
-// Command bench measures compute-agent beside the distribution's nova-compute (with its fake driver, which starts nothing) on one
-// control plane, and prints a table.
+// Command bench measures compute-agent, as it is and with its fake driver, beside the distribution's nova-compute with its own fake
+// driver on one control plane, and prints a table. The two that start nothing are like for like.
 package main
 
 import (
@@ -43,9 +43,12 @@ func run(ctx context.Context) (err error) {
 	}
 	// The fake driver does not wait for its port to be wired: an agent that is configured not to, either, is beside it.
 	hasty, err := l.Neighbour(ctx, "hasty")
+	idle, idleErr := l.Fake(ctx, "fake")
+	err = errors.Join(err, idleErr)
 	defer func() {
 		ctx := context.WithoutCancel(ctx)
-		err = errors.Join(err, l.DeleteServers(ctx), l.StopAgent(ctx), hasty.StopAgent(ctx), l.Plane.StopPeer(ctx), l.Plane.RemoveHost(ctx, hasty.Host))
+		err = errors.Join(err, l.DeleteServers(ctx), l.StopAgent(ctx), hasty.StopAgent(ctx), idle.StopAgent(ctx), l.Plane.StopPeer(ctx),
+			l.Plane.RemoveHost(ctx, hasty.Host), l.Plane.RemoveHost(ctx, idle.Host))
 		if !lab.Shared() {
 			err = errors.Join(err, l.Plane.Down(ctx))
 		}
@@ -55,9 +58,10 @@ func run(ctx context.Context) (err error) {
 	}
 	hasty.AgentOptions = "[DEFAULT]\nvif_plugging_timeout = 0\nvif_plugging_is_fatal = false\nshutdown_timeout = 0\n"
 	b := bench{Lab: l}
-	agent, impatient, peer := agentSubject{l, "compute-agent"}, agentSubject{hasty, "compute-agent, not waiting for the port"}, peerSubject{l}
-	// Both under the same load of the machine: they take turns.
-	results, err := b.latencies(ctx, *boots, agent, impatient, peer)
+	agent, impatient := agentSubject{l, "compute-agent"}, agentSubject{hasty, "compute-agent, not waiting for the port"}
+	fake, peer := agentSubject{idle, "compute-agent, fake driver"}, peerSubject{l}
+	// All under the same load of the machine: they take turns.
+	results, err := b.latencies(ctx, *boots, agent, impatient, fake, peer)
 	if err != nil {
 		return err
 	}
@@ -74,7 +78,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	// Each alone, so that what is seen on the bus is its own.
-	if err := errors.Join(peer.stop(ctx), impatient.stop(ctx)); err != nil {
+	if err := errors.Join(peer.stop(ctx), fake.stop(ctx), impatient.stop(ctx)); err != nil {
 		return err
 	}
 	if err := b.messages(ctx, agent, &results[0]); err != nil {
@@ -84,11 +88,16 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(agent.stop(ctx), peer.start(ctx)); err != nil {
+	if err := agent.stop(ctx); err != nil {
 		return err
 	}
-	if err := b.messages(ctx, peer, &results[2]); err != nil {
-		return err
+	for i, s := range []subject{fake, peer} {
+		if err := s.start(ctx); err != nil {
+			return err
+		}
+		if err := errors.Join(b.messages(ctx, s, &results[2+i]), s.stop(ctx)); err != nil {
+			return err
+		}
 	}
 	return errors.Join(printTable(os.Stdout, results, split, crowd), printOperations(os.Stdout, times, images))
 }

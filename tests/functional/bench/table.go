@@ -82,7 +82,7 @@ func printTable(out io.Writer, results []figures, split map[string]time.Duration
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "\nThe fake driver starts nothing and does not wait for its port to be wired; a build's wait_plug_ms is that wait.")
+	fmt.Fprintln(out, "\nA fake driver starts nothing and does not wait for its port to be wired; a build's wait_plug_ms is that wait.")
 	for _, f := range results {
 		if f.bootCalls == nil {
 			continue

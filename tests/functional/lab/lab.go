@@ -59,6 +59,17 @@ func (l *Lab) Neighbour(ctx context.Context, hostname string) (*Lab, error) {
 	return &other, l.Plane.AddHost(ctx, hostname)
 }
 
+// nobody is who an agent runs as that needs no privilege.
+var nobody = syscall.Credential{Uid: 65534, Gid: 65534}
+
+// Fake is Neighbour with an agent that has the fake driver, and no privilege.
+func (l *Lab) Fake(ctx context.Context, hostname string) (*Lab, error) {
+	other, err := l.Neighbour(ctx, hostname)
+	other.Agent.User = &nobody
+	other.AgentOptions = "[DEFAULT]\ncompute_driver = fake.FakeDriver\n"
+	return other, err
+}
+
 // Up brings up the control plane, installing it first when needed, and finds what is in it.
 func (l *Lab) Up(ctx context.Context) error {
 	if err := l.Plane.Install(ctx); err != nil {
