@@ -33,6 +33,7 @@ type Agent struct {
 	mu     sync.Mutex    // guards the fields below
 	ended  chan struct{} // closed once the process that this Agent started has ended; nil when it started none
 	status error         // of that process, as exec.Cmd.Wait says
+	began  int64         // where that process's part of the log begins
 }
 
 // New describes an agent with its files below dir, as controlplane.AgentConfig lays them out; it touches nothing.
@@ -86,6 +87,10 @@ func (a *Agent) Start() error {
 		return err
 	}
 	defer log.Close()
+	before, err := log.Stat()
+	if err != nil {
+		return err
+	}
 	// Not bound to a context: the agent is to go on when the caller has ended.
 	cmd := exec.CommandContext(context.Background(), a.Binary, "--config-file", a.configFile())
 	cmd.Stdout, cmd.Stderr = log, log
@@ -99,7 +104,7 @@ func (a *Agent) Start() error {
 	}
 	ended := make(chan struct{})
 	a.mu.Lock()
-	a.ended = ended
+	a.ended, a.began = ended, before.Size()
 	a.mu.Unlock()
 	go func() {
 		err := cmd.Wait()
@@ -120,8 +125,11 @@ func (a *Agent) Ended() <-chan struct{} {
 
 // WaitServing waits until the agent says that it serves. One that ended instead is an error with its last words.
 func (a *Agent) WaitServing(ctx context.Context) error {
+	a.mu.Lock()
+	began := a.began
+	a.mu.Unlock()
 	return cloud.Poll(ctx, 50*time.Millisecond, "the agent to serve", func() (bool, error) {
-		text, _, err := a.Log(0)
+		text, _, err := a.Log(began)
 		if err != nil {
 			return false, err
 		}
