@@ -170,9 +170,6 @@ func (l *loader) checkLXC() {
 		l.warnAt(defaultSection, "default_ephemeral_format", fmt.Sprintf("%q is none of %s: servers whose flavor has an ephemeral disk are refused", f, strings.Join(ephemeralFormats, ", ")),
 			"name one of these, or remove the option for ext4")
 	}
-	if x.StorageBackend == "btrfs" && x.RootDiskInodesPerGB > 0 {
-		l.faultAt(lxcSection, "root_disk_inodes_per_gb", "btrfs cannot bound the number of files", "leave it at 0, or choose another storage_backend")
-	}
 	l.checkPools()
 	if x.IDRange != nil && x.IDRange.Size < x.IDsPerInstance {
 		l.faultAt(lxcSection, "id_range", "smaller than ids_per_instance", "give room for at least one instance")

@@ -304,8 +304,6 @@ func TestCombinations(t *testing.T) {
 		"[barbican]\nsend_service_user_token=true\n":                              "[barbican_service_user] auth_type: missing",
 		"[barbican]\nbarbican_endpoint_type=private\n":                            "barbican_endpoint_type",
 		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                    "root_disk_default_gb: larger than",
-		"[lxc]\nstorage_backend=btrfs\nroot_disk_inodes_per_gb=1000\n":            "root_disk_inodes_per_gb: btrfs cannot bound",
-		"[lxc]\nextra_pools=fast:btrfs:/f\nroot_disk_inodes_per_gb=1000\n":        "root_disk_inodes_per_gb: btrfs, of pool fast, cannot bound",
 		"[lxc]\nextra_pools=fast:zfs:/f\n":                                        "a back end that is none of overlay, dir, btrfs",
 		"[lxc]\nextra_pools=Fast:dir:/f\n":                                        "a pool's name that is not",
 		"[lxc]\nextra_pools=default:dir:/f\n":                                     "a pool called default",

@@ -41,7 +41,7 @@ func lxcDirectories(s *section, x *LXC) {
 
 func lxcContainers(s *section, x *LXC) {
 	s.enum(&x.StorageBackend, "storage_backend", "overlay", "How root disks are made: overlay shares the unpacked image and gives each"+
-		" instance a layer of its own; dir copies the image; btrfs takes snapshots of it, with instances_dir on that file system.", storageBackends...)
+		" instance a layer of its own; dir copies the image; btrfs shares its blocks, with instances_dir on that file system.", storageBackends...)
 	bind(s, &x.ExtraPools, "extra_pools", kindPools, "", "Further places for root disks, which flavors choose by their extra spec lxc:pool: name, back end (as"+
 		" storage_backend has them), an existing directory, and how many GB of its file system are not for servers, 0 unless given. Each is a resource class"+
 		" CUSTOM_LXC_POOL_<NAME> of this host in Placement.",

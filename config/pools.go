@@ -74,9 +74,6 @@ func (l *loader) checkPools() {
 			l.faultAt(lxcSection, "extra_pools", fmt.Sprintf("pool %s has the directory of %s", p.Name, other), "give each a directory of its own, on a file system of its own")
 		}
 		names[p.Name], dirs[p.Dir] = true, "pool "+p.Name
-		if p.Backend == "btrfs" && x.StorageBackend != "btrfs" && x.RootDiskInodesPerGB > 0 {
-			l.faultAt(lxcSection, "root_disk_inodes_per_gb", "btrfs, of pool "+p.Name+", cannot bound the number of files", "leave it at 0, or give the pool another back end")
-		}
 	}
 	for _, name := range x.ImagePools {
 		if !names[name] {

@@ -44,7 +44,7 @@ func openPool(ctx context.Context, c *config.Config, directory, backend string) 
 	for name, open := range map[string]func(path string) (storage.Backend, error){
 		"dir":     func(path string) (storage.Backend, error) { return dir.New(path, c.LXC.RootDiskInodesPerGB) },
 		"overlay": func(path string) (storage.Backend, error) { return overlay.New(ctx, path, c.LXC.RootDiskInodesPerGB) },
-		"btrfs":   func(path string) (storage.Backend, error) { return btrfs.New(path) },
+		"btrfs":   func(path string) (storage.Backend, error) { return btrfs.New(path, c.LXC.RootDiskInodesPerGB) },
 	} {
 		path := filepath.Join(directory, name)
 		wanted := name == backend || name == "dir" && backend == "overlay"
@@ -139,7 +139,7 @@ func checkPool(option, value, what, backend, directory string) []config.Finding 
 	warn := func(message, remedy string) {
 		findings = append(findings, poolFinding(option, value, message, remedy))
 	}
-	needs := map[string][]string{"overlay": {"overlay", "ext4"}, "dir": {"ext4"}, "btrfs": {"btrfs"}}[backend]
+	needs := map[string][]string{"overlay": {"overlay", "ext4"}, "dir": {"ext4"}, "btrfs": {"btrfs", "ext4"}}[backend]
 	for _, fs := range needs {
 		if known, err := mount.Supported(fs); err == nil && !known {
 			warn("this host's kernel has no file system "+fs, "use a kernel with it, or choose another back end")
@@ -149,7 +149,6 @@ func checkPool(option, value, what, backend, directory string) []config.Finding 
 		if kind := typeOfNearest(directory); kind != "btrfs" {
 			warn(what+" is not on a btrfs file system", "mount one there, or choose another back end")
 		}
-		return findings
 	}
 	if _, err := os.Stat(ext4.Program); err != nil {
 		warn(ext4.Program+" is missing", "install e2fsprogs")

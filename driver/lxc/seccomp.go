@@ -7,8 +7,8 @@ import "path/filepath"
 // (CVE-2014-3519), forced unmounts, and reading the host's kernel log, which the
 // kernel allows to everyone where kernel.dmesg_restrict is off. The ioctls make
 // subvolumes and snapshots of a btrfs (linux/btrfs.h: BTRFS_IOC_SUBVOL_CREATE, SNAP_CREATE, and
-// both in version 2): a guest's root may, and its root disk's quota would not count what is in
-// them. The kernel takes the lower half of the number alone.
+// both in version 2): a guest's root may, and they would keep what it deletes from its own
+// files. The kernel takes the lower half of the number alone.
 const seccompPolicy = `2
 denylist
 reject_force_umount

@@ -3,9 +3,14 @@
 package btrfs
 
 import (
+	"bytes"
+	"crypto/rand"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,8 +45,8 @@ func fileSystem(t testing.TB, dir string) {
 
 func TestConformance(t *testing.T) {
 	storagetest.Run(t, storagetest.Subject{
-		Open:       func(dir string) (storage.Backend, error) { return New(dir) },
-		FileSystem: fileSystem, SharedSpace: true, Full: unix.EDQUOT,
+		Open:       func(dir string) (storage.Backend, error) { return New(dir, 0) },
+		FileSystem: fileSystem,
 	})
 }
 
@@ -50,7 +55,7 @@ func open(t testing.TB) (*Backend, storagetest.Environment) {
 	e := storagetest.NewEnvironment(t)
 	require.NoError(t, os.Mkdir(e.Dir, 0o755))
 	fileSystem(t, e.Dir)
-	b, err := New(e.Dir)
+	b, err := New(e.Dir, 0)
 	require.NoError(t, err)
 	return b, e
 }
@@ -59,7 +64,7 @@ var ids = storage.IDRange{Base: 1 << 20, Size: 1 << 16}
 
 func TestNeedsBtrfs(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	_, err := New(e.Dir)
+	_, err := New(e.Dir, 0)
 	require.ErrorIs(t, err, storage.ErrUnsupported)
 	require.ErrorContains(t, err, "is not on a btrfs")
 }
@@ -68,34 +73,103 @@ func TestNeedsBtrfs(t *testing.T) {
 func TestImages(t *testing.T) {
 	b, e := open(t)
 	ctx := t.Context()
-	for _, id := range []string{"a", "b"} {
-		require.NoError(t, b.Create(ctx, storage.Root{InstanceID: id, ImagePath: e.Image, SizeGB: 1, IDs: ids, Nested: true}))
+	sizes := map[string]int{"a": 2, "b": 2, "c": 1, "d": 3, "e": 0, "f": 0}
+	for _, id := range slices.Sorted(maps.Keys(sizes)) {
+		require.NoError(t, b.Create(ctx, storage.Root{InstanceID: id, ImagePath: e.Image, SizeGB: sizes[id], IDs: ids, Nested: true}))
 	}
 	images := func() []os.DirEntry {
 		entries, err := os.ReadDir(b.images)
 		require.NoError(t, err)
 		return entries
 	}
-	require.Len(t, images(), 2, "a subvolume and a note")
+	require.Len(t, images(), 5, "a file for each size, a subvolume and a note")
 	require.NoError(t, b.prune(ctx))
-	require.Len(t, images(), 2, "the store has it")
+	require.Len(t, images(), 5, "the store has it")
 	require.NoError(t, os.Rename(e.Image, e.Image+".away"))
 	require.NoError(t, b.prune(ctx))
 	require.Empty(t, images())
-	path, err := b.Mount(ctx, storage.Root{InstanceID: "a"})
-	require.NoError(t, err)
-	require.FileExists(t, filepath.Join(path, "etc/hostname"), "root disks outlive their image")
-	for _, id := range []string{"a", "b"} {
+	for id := range sizes {
+		path, err := b.Mount(ctx, storage.Root{InstanceID: id})
+		require.NoError(t, err)
+		require.FileExists(t, filepath.Join(path, "etc/hostname"), "root disks outlive their image")
+		require.NoDirExists(t, filepath.Join(path, "lost+found"), "the image has none")
+		devices, err := b.Devices(ctx, id)
+		require.NoError(t, err)
+		require.Len(t, devices, 1)
+		require.Equal(t, sizes[id] > 0, devices[0].Own)
+	}
+	for id := range sizes {
 		require.NoError(t, b.Delete(ctx, id))
 	}
+}
+
+// TestShared: a root disk and a copy of one take no room for what they share, and what is written to one
+// is in no other.
+func TestShared(t *testing.T) {
+	b, e := open(t)
+	ctx := t.Context()
+	content := make([]byte, 64<<20)
+	_, _ = rand.Read(content)
+	require.NoError(t, os.WriteFile(filepath.Join(e.Image, "content"), content, 0o600))
+	used := func() uint64 {
+		require.NoError(t, exec.CommandContext(ctx, "sync", "-f", e.Dir).Run())
+		u, err := b.Usage(ctx)
+		require.NoError(t, err)
+		return u.Total - u.Free
+	}
+	create := func(id string, sizeGB int) storage.Root {
+		r := storage.Root{InstanceID: id, ImagePath: e.Image, SizeGB: sizeGB, IDs: ids}
+		require.NoError(t, b.Create(ctx, r))
+		return r
+	}
+	create("a", 1)
+	before := used()
+	for i, sizeGB := range []int{1, 1, 2, 2, 3} {
+		create(fmt.Sprintf("b%d", i), sizeGB)
+	}
+	_, err := b.Mount(ctx, storage.Root{InstanceID: "a"})
+	require.NoError(t, err)
+	require.NoError(t, b.Copy(ctx, "a", storage.Root{InstanceID: "a.snapshot"}))
+	require.Less(t, used(), before+32<<20, "six of 64 MiB")
+	two, err := b.Mount(ctx, storage.Root{InstanceID: "a.snapshot"})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(two, "content"), content[:1<<20], 0o600))
+	for _, id := range []string{"b0", "b4"} {
+		path, err := b.Mount(ctx, storage.Root{InstanceID: id})
+		require.NoError(t, err)
+		got, err := os.ReadFile(filepath.Join(path, "content"))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(content, got))
+	}
+	list, err := b.List(ctx)
+	require.NoError(t, err)
+	for _, id := range list {
+		require.NoError(t, b.Delete(ctx, id))
+	}
+}
+
+// TestInodes: a guest cannot make more files than its disk's size allows.
+func TestInodes(t *testing.T) {
+	e := storagetest.NewEnvironment(t)
+	require.NoError(t, os.Mkdir(e.Dir, 0o755))
+	fileSystem(t, e.Dir)
+	b, err := New(e.Dir, 2000)
+	require.NoError(t, err)
+	require.NoError(t, b.Create(t.Context(), storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: ids}))
+	path, err := b.Mount(t.Context(), storage.Root{InstanceID: "a"})
+	require.NoError(t, err)
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &st))
+	require.InDelta(t, 2000, st.Files, 200)
+	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 
 // TestSubvolumesWithin: a root disk goes even if its guest has made subvolumes in it.
 func TestSubvolumesWithin(t *testing.T) {
 	b, e := open(t)
-	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: ids}
+	r := storage.Root{InstanceID: "a", ImagePath: e.Image, IDs: ids}
 	require.NoError(t, b.Create(t.Context(), r))
-	disk := b.disk("a")
+	disk := b.Pool.Path("a", hiddenDir, diskDir)
 	for _, path := range []string{"home/one", "home/one/two", "three"} {
 		require.NoError(t, createSubvolume(filepath.Join(disk, path)))
 	}
@@ -114,16 +188,12 @@ func TestCrash(t *testing.T) {
 	hidden := filepath.Join(e.Dir, ".new", "a", hiddenDir)
 	require.NoError(t, os.MkdirAll(hidden, 0o700))
 	require.NoError(t, createSubvolume(filepath.Join(hidden, diskDir)))
-	b, err := New(e.Dir)
+	b, err := New(e.Dir, 0)
 	require.NoError(t, err)
 	require.NoDirExists(t, filepath.Join(b.images, ".new-x"))
 	require.NoDirExists(t, filepath.Join(e.Dir, ".new", "a"))
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: ids}
 	require.NoError(t, b.Create(t.Context(), r))
-	devices, err := b.Devices(t.Context(), "a")
-	require.NoError(t, err)
-	require.Len(t, devices, 1)
-	require.False(t, devices[0].Own)
 	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 

@@ -16,14 +16,9 @@ const (
 	ioctlSubvolumeCreate   = 0x50009418
 	ioctlSnapshotCreate    = 0x50009417
 	ioctlSnapshotDestroy   = 0x5000940f
-	ioctlQuotaControl      = 0xc0109428
-	ioctlQuotaRescanWait   = 0x942e
-	ioctlQuotaGroupLimit   = 0x8030942b
-	ioctlQuotaGroupCreate  = 0x4010942a
 	ioctlLookup            = 0xd0009412
-	quotaEnable            = 1
-	limitReferenced        = 1
-	firstSubvolumeObjectID = 256 // the inode of every subvolume's root
+	noCopyOnWrite          = 0x00800000 // FS_NOCOW_FL of include/uapi/linux/fs.h
+	firstSubvolumeObjectID = 256        // the inode of every subvolume's root
 )
 
 // The structs of the same file; what is always 0 here has no name.
@@ -40,15 +35,6 @@ type volumeArgs2 struct {
 	_    [6]uint64
 	name [4040]byte
 }
-
-// quotaArgs is struct btrfs_ioctl_quota_ctl_args.
-type quotaArgs struct{ command, _ uint64 }
-
-// groupArgs is struct btrfs_ioctl_qgroup_create_args; this is a removal.
-type groupArgs struct{ _, id uint64 }
-
-// limitArgs is struct btrfs_ioctl_qgroup_limit_args for the group of the subvolume itself.
-type limitArgs struct{ _, flags, maxReferenced, _, _, _ uint64 }
 
 // lookupArgs is struct btrfs_ioctl_ino_lookup_args.
 type lookupArgs struct {
@@ -138,11 +124,6 @@ func destroy(path string) error {
 	if err != nil {
 		return fmt.Errorf("destroy subvolume %s: %w", path, err)
 	}
-	// Kernels before 6.11 keep the group of a subvolume that is gone. It holds nothing; newer ones have
-	// none to remove, and one whose blocks are not freed yet cannot be removed yet.
-	_ = in(path, func(parent uintptr, _ string) error {
-		return ioctl(parent, ioctlQuotaGroupCreate, &groupArgs{id: id})
-	})
 	return nil
 }
 
@@ -179,27 +160,19 @@ func subvolume(path string) (uint64, error) {
 	return args.tree, nil
 }
 
-// limit bounds what a subvolume may refer to, whether it shares the blocks or not; 0: no bound.
-func limit(path string, bytes uint64) error {
-	args := limitArgs{flags: limitReferenced, maxReferenced: bytes}
-	if bytes == 0 {
-		args.maxReferenced = ^uint64(0) // the kernel's word for none
-	}
-	if err := at(path, func(fd uintptr) error { return ioctl(fd, ioctlQuotaGroupLimit, &args) }); err != nil {
-		return fmt.Errorf("limit subvolume %s: %w", path, err)
+// writeInPlace has the files that will be made in a directory overwritten where they are, without checksums, as the
+// files of disks should be (btrfs(5), "chattr +C"): a guest's file system changes blocks while they are written directly, which
+// would leave checksums of other content than the block's. What two files share is copied all the same when one is written.
+func writeInPlace(dir string) error {
+	err := at(dir, func(fd uintptr) error {
+		flags, err := unix.IoctlGetUint32(int(fd), unix.FS_IOC_GETFLAGS)
+		if err != nil || flags&noCopyOnWrite != 0 {
+			return err
+		}
+		return unix.IoctlSetPointerInt(int(fd), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
+	})
+	if err != nil {
+		return fmt.Errorf("have files of %s written in place: %w", dir, err)
 	}
 	return nil
-}
-
-// enableQuota switches the accounting on and waits until it knows what is there; it may be on already.
-func enableQuota(dir string) error {
-	return at(dir, func(fd uintptr) error {
-		if err := ioctl(fd, ioctlQuotaControl, &quotaArgs{command: quotaEnable}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("enable quotas: %w", err)
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ioctlQuotaRescanWait, 0); errno != 0 {
-			return fmt.Errorf("wait for quotas: %w", errno)
-		}
-		return nil
-	})
 }

@@ -36,7 +36,7 @@ var (
 // New opens the root disks in dir, making it if needed. inodesPerGB bounds the files of a
 // root disk; 0: what mkfs gives.
 func New(dir string, inodesPerGB int) (*Backend, error) {
-	roots, err := pool.OpenFileRoots(dir, inodesPerGB)
+	roots, err := pool.OpenFileRoots(dir, inodesPerGB, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/loop"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
@@ -65,6 +66,19 @@ func Mount(ctx context.Context, path, target string, sizeGB int) error {
 	}
 	defer device.Close() //nolint:errcheck // nothing was written
 	return mount.New("ext4", target, options(device)...)
+}
+
+// MountIDMapped mounts as Mount does, with the file system's ids mapped to the range.
+func MountIDMapped(ctx context.Context, path, target string, sizeGB int, ids storage.IDRange) error {
+	if err := Grow(ctx, path, sizeGB); err != nil {
+		return err
+	}
+	fs, err := Open(path)
+	if err != nil {
+		return err
+	}
+	defer fs.Close() //nolint:errcheck // nothing was written
+	return mount.AttachIDMapped(fs, target, ids)
 }
 
 // options: noinit_itable, or the kernel would write the tables that were left out;

@@ -89,11 +89,26 @@ func CloneIDMapped(source, target string, ids storage.IDRange, writable bool) er
 		return fmt.Errorf("clone %s: %w", source, err)
 	}
 	defer unix.Close(tree) //nolint:errcheck // nothing was written
+	return attachMapped(tree, ns, source, target, writable)
+}
+
+// AttachIDMapped mounts what Detached made at target, with its ids mapped to the range, writable.
+func AttachIDMapped(fs *os.File, target string, ids storage.IDRange) error {
+	ns, err := UserNamespace(ids, true)
+	if err != nil {
+		return err
+	}
+	defer ns.Close() //nolint:errcheck // nothing was written
+	return attachMapped(int(fs.Fd()), ns, fs.Name(), target, true)
+}
+
+// attachMapped gives a mount that is nowhere in the tree yet the ids of the namespace, and its place.
+func attachMapped(tree int, ns *os.File, source, target string, writable bool) error {
 	attributes := uint64(unix.MOUNT_ATTR_IDMAP)
 	if !writable {
 		attributes |= unix.MOUNT_ATTR_RDONLY
 	}
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
 		Attr_set:    attributes,
 		Propagation: unix.MS_PRIVATE,
 		Userns_fd:   uint64(ns.Fd()),

@@ -51,7 +51,7 @@ var (
 // directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
 // inodesPerGB bounds the files that an instance adds; 0: what mkfs gives.
 func New(ctx context.Context, dir string, inodesPerGB int) (*Backend, error) {
-	roots, err := pool.OpenFileRoots(dir, inodesPerGB)
+	roots, err := pool.OpenFileRoots(dir, inodesPerGB, nil)
 	if err != nil {
 		return nil, err
 	}

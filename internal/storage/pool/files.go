@@ -25,9 +25,12 @@ type FileRoots struct {
 }
 
 // OpenFileRoots opens the root disks in dir, making it if needed. inodesPerGB bounds the files
-// in a root disk; 0: what mkfs gives.
-func OpenFileRoots(dir string, inodesPerGB int) (*FileRoots, error) {
-	roots, err := OpenRoots(dir, Options{Drop: func(dir string) error { return ext4.Shutdown(filepath.Join(dir, DiskFile)) }})
+// in a root disk; 0: what mkfs gives. remove is Options.Remove.
+func OpenFileRoots(dir string, inodesPerGB int, remove func(dir string) error) (*FileRoots, error) {
+	roots, err := OpenRoots(dir, Options{
+		Drop:   func(dir string) error { return ext4.Shutdown(filepath.Join(dir, DiskFile)) },
+		Remove: remove,
+	})
 	if err != nil {
 		return nil, err
 	}

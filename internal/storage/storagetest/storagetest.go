@@ -28,10 +28,6 @@ type Subject struct {
 	// FileSystem mounts at the directory what the back end needs there, and takes it away with the
 	// test; nil: any file system will do.
 	FileSystem func(t testing.TB, dir string)
-	// SharedSpace: a root disk is a part of the pool's file system and shows its size, not its own.
-	SharedSpace bool
-	// Full is what a guest gets that writes beyond its disk's size; nil: ENOSPC.
-	Full error
 }
 
 // Run runs the suite.
@@ -213,20 +209,14 @@ func writeUntilFull(t *testing.T, path string, limit int) (int, error) {
 	return limit, file.Sync()
 }
 
-func (s suite) full() error {
-	if s.Full != nil {
-		return s.Full
-	}
-	return unix.ENOSPC
-}
-
-func (s suite) quota(t *testing.T, e Environment, b storage.Backend) {
+func (suite) quota(t *testing.T, e Environment, b storage.Backend) {
 	path := up(t, b, root(e, "a", 0, 1))
-	if !s.SharedSpace {
-		require.InDelta(t, 1<<30, size(t, path), 0.06*(1<<30), "df shows the flavor's size")
-	}
+	require.InDelta(t, 1<<30, size(t, path), 0.06*(1<<30), "df shows the flavor's size")
+	// Another size of the same image is no other image's, and nobody's size but its own.
+	require.InDelta(t, 3<<30, size(t, up(t, b, root(e, "larger", 1, 3))), 0.06*(3<<30))
+	require.InDelta(t, 2<<30, size(t, up(t, b, root(e, "between", 2, 2))), 0.06*(2<<30))
 	written, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
-	require.ErrorIs(t, err, s.full())
+	require.ErrorIs(t, err, unix.ENOSPC)
 	require.Greater(t, written, 900)
 }
 
@@ -237,13 +227,13 @@ func capable(capability uint) bool {
 	return unix.Capget(&header, &data[0]) == nil && data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
-func (s suite) grow(t *testing.T, e Environment, b storage.Backend) {
+func (suite) grow(t *testing.T, e Environment, b storage.Backend) {
 	require.ErrorIs(t, b.Grow(t.Context(), "a", 2), storage.ErrNotFound)
 	r := root(e, "a", 0, 1)
 	path := up(t, b, r)
 	written, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
-	require.ErrorIs(t, err, s.full())
-	if err := b.Grow(t.Context(), "a", 2); !s.SharedSpace && !capable(unix.CAP_SYS_RESOURCE) {
+	require.ErrorIs(t, err, unix.ENOSPC)
+	if err := b.Grow(t.Context(), "a", 2); !capable(unix.CAP_SYS_RESOURCE) {
 		require.ErrorIs(t, err, storage.ErrBusy)
 		require.ErrorContains(t, err, "CAP_SYS_RESOURCE")
 		t.Log("this process has no CAP_SYS_RESOURCE: the disk grows with its next mount")
@@ -254,11 +244,9 @@ func (s suite) grow(t *testing.T, e Environment, b storage.Backend) {
 		require.NoError(t, err, "while it is in use")
 	}
 	require.NoError(t, b.Grow(t.Context(), "a", 2))
-	if !s.SharedSpace {
-		require.InDelta(t, 2<<30, size(t, path), 0.06*(2<<30))
-	}
+	require.InDelta(t, 2<<30, size(t, path), 0.06*(2<<30))
 	more, err := writeUntilFull(t, filepath.Join(path, "large"), 1100)
-	require.ErrorIs(t, err, s.full())
+	require.ErrorIs(t, err, unix.ENOSPC)
 	require.InDelta(t, 2*written, written+more, 0.1*float64(2*written))
 	require.ErrorIs(t, b.Grow(t.Context(), "a", 1), storage.ErrUnsupported, "disks do not shrink")
 
@@ -268,9 +256,7 @@ func (s suite) grow(t *testing.T, e Environment, b storage.Backend) {
 	require.NoError(t, b.Create(t.Context(), r), "that is the disk's size now")
 	path, err = b.Mount(t.Context(), r)
 	require.NoError(t, err)
-	if !s.SharedSpace {
-		require.InDelta(t, 3<<30, size(t, path), 0.06*(3<<30))
-	}
+	require.InDelta(t, 3<<30, size(t, path), 0.06*(3<<30))
 	_, err = writeUntilFull(t, filepath.Join(path, "large"), 700)
 	require.NoError(t, err)
 	require.FileExists(t, filepath.Join(path, "etc/hostname"))
