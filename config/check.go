@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -171,6 +172,17 @@ func (l *loader) checkLXC() {
 			"name one of these, or remove the option for ext4")
 	}
 	l.checkPools()
+	for _, share := range x.Shares {
+		own := []string{x.StateDir, x.InstancesDir, x.ImageDir, x.ConsoleDir}
+		for _, p := range x.ExtraPools {
+			own = append(own, p.Dir)
+		}
+		for _, own := range own {
+			if nested(filepath.Clean(own), share.Path) {
+				l.faultAt(lxcSection, "shares", fmt.Sprintf("%s would give servers what is the agent's own in %s", share.Path, own), "share another directory")
+			}
+		}
+	}
 	if x.IDRange != nil && x.IDRange.Size < x.IDsPerInstance {
 		l.faultAt(lxcSection, "id_range", "smaller than ids_per_instance", "give room for at least one instance")
 	}

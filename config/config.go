@@ -333,6 +333,7 @@ type LXC struct {
 	LXCFS                    string // auto, on, off
 	AppArmor                 string // auto, off, or a profile's name
 	SeccompProfile           string // "" is the built-in one
+	Shares                   []Share
 	MetricsListen            string // host:port; "" is off
 }
 
@@ -494,6 +495,13 @@ type Pool struct {
 type IDRange struct {
 	Base uint32
 	Size uint32
+}
+
+// Share is a directory of the host that flavors may give to servers.
+type Share struct {
+	Name     string
+	Path     string // absolute, without symbolic links
+	ReadOnly bool
 }
 
 // PortRange is a range of TCP ports, both ends included.

@@ -25,6 +25,7 @@ const (
 	kindIDs      = "id range base:count"
 	kindListen   = "host:port"
 	kindPools    = "list of name:back end:directory[:reserved GB], separated by commas"
+	kindShares   = "list of NAME:/directory or NAME:/directory:ro"
 	kindBytes    = "bytes, a whole number"
 )
 

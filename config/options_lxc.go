@@ -62,6 +62,10 @@ func lxcContainers(s *section, x *LXC) {
 	s.text(&x.AppArmor, "apparmor", "auto", "AppArmor profile of containers: auto has liblxc generate one where the host can, off goes"+
 		" without, anything else is a profile's name.")
 	s.path(&x.SeccompProfile, "seccomp_profile", "", "File with a seccomp policy instead of the built-in one.").none("the built-in policy")
+	bind(s, &x.Shares, "shares", kindShares, "", "Directories of the host that flavors may give to servers, by the extra spec lxc:share:NAME=/path/inside."+
+		" With :ro servers can only read there. A path must lead through no symbolic link.",
+		func(_ *option, v string) ([]Share, error) { return parseShares(v) }).
+		none("no directories")
 }
 
 func lxcImages(s *section, x *LXC) {

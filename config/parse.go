@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 	"net/url"
@@ -271,4 +272,34 @@ func parseIDs(v string) (*IDRange, error) {
 		return nil, errors.New("beyond the last id")
 	}
 	return &IDRange{Base: uint32(b), Size: uint32(n)}, nil
+}
+
+// shareForm is NAME:/directory or NAME:/directory:ro. The flavor package has the same form of the name.
+var shareForm = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9_-]{0,31}):(/[^:]*?)(:ro)?$`)
+
+// unshared are directories of the kernel, whose files no server is to have.
+var unshared = []string{"/proc", "/sys", "/dev"}
+
+func parseShares(v string) ([]Share, error) {
+	var shares []Share
+	for _, item := range parseList(v) {
+		m := shareForm.FindStringSubmatch(item)
+		if m == nil {
+			return nil, fmt.Errorf("%q is not NAME:/directory or NAME:/directory:ro", item)
+		}
+		share := Share{Name: m[1], Path: filepath.Clean(m[2]), ReadOnly: m[3] != ""}
+		if share.Path == "/" || slices.ContainsFunc(unshared, func(d string) bool { return nested(d, share.Path) }) {
+			return nil, fmt.Errorf("%s must not be given to servers", share.Path)
+		}
+		if slices.ContainsFunc(shares, func(s Share) bool { return s.Name == share.Name }) {
+			return nil, fmt.Errorf("%s is there twice", share.Name)
+		}
+		shares = append(shares, share)
+	}
+	return shares, nil
+}
+
+// nested tells whether two clean paths are the same, or one is below the other.
+func nested(a, b string) bool {
+	return strings.HasPrefix(a+"/", b+"/") || strings.HasPrefix(b+"/", a+"/")
 }

@@ -94,3 +94,10 @@ func TestEditDistance(t *testing.T) {
 		require.Equal(t, c.want, editDistance(c.a, c.b))
 	}
 }
+
+func TestParseShares(t *testing.T) {
+	t.Parallel()
+	got, err := parseShares("data:/srv/data, tools:/opt/tools/:ro")
+	require.NoError(t, err)
+	require.Equal(t, []Share{{Name: "data", Path: "/srv/data"}, {Name: "tools", Path: "/opt/tools", ReadOnly: true}}, got)
+}

@@ -74,6 +74,9 @@ func FromSpecs(f Flavor, p Policy) (Limits, []Warning, error) {
 	if err := b.sizes(p); err != nil {
 		return Limits{}, nil, err
 	}
+	if _, err := Shares(f); err != nil {
+		return Limits{}, nil, err
+	}
 	for _, key := range slices.Sorted(maps.Keys(f.ExtraSpecs)) {
 		if err := b.spec(key, f.ExtraSpecs[key]); err != nil {
 			return Limits{}, nil, err
@@ -94,6 +97,7 @@ type builder struct {
 	flags    map[string]flag // by the name behind "lxd:" or "lxc:"
 	periodUS int64
 	quotaUS  int64 // per vCPU; 0: one period
+	shareKey string
 }
 
 type flag struct {
@@ -155,6 +159,9 @@ func (b *builder) spec(key, value string) error {
 	}
 	namespace, name, scoped := strings.Cut(key, ":")
 	switch {
+	case strings.HasPrefix(key, shareKey): // see Shares
+		b.shareKey = key
+		return nil
 	case (namespace == "lxd" || namespace == "lxc") && isFlag(name):
 		return b.flag(key, name, value)
 	case namespace == "hw" && (strings.HasPrefix(name, "numa_cpus.") || strings.HasPrefix(name, "numa_mem.")):
@@ -263,6 +270,9 @@ func (b *builder) finish(p Policy) error {
 			return &UnsupportedError{Key: f.key, Value: b.flavor.ExtraSpecs[f.key], Reason: "privileged containers are not allowed on this host"}
 		}
 		b.limits.Privileged = true
+	}
+	if b.shareKey != "" && b.limits.Privileged { // its root is the host's: the ids would be others, and it may mount anew what is read-only
+		return &UnsupportedError{Key: b.shareKey, Value: b.flavor.ExtraSpecs[b.shareKey], Reason: "privileged containers get no directories of the host"}
 	}
 	if f, given := b.flags[flagIsolated]; given && !f.value {
 		b.warn(f.key, "ignored: every container has an id range of its own")

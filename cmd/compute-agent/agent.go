@@ -55,6 +55,7 @@ type host struct {
 	disks   compute.EphemeralStore
 	images  compute.ImageStore
 	drives  compute.DriveStore
+	shares  compute.ShareStore
 	plugger vif.Plugger
 	control control.Images // the images, for the command line
 	runners []storage.Runner
@@ -232,7 +233,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	}
 	manager := compute.New(h.managerOptions(managerOptions(c, r, h.info, h.pool)), compute.Deps{
 		Release: r, Conductor: api, Tracker: tracker, Placement: clients.placement, Neutron: clients.neutron, Glance: clients.glance, Keys: clients.keys,
-		Drives: h.drives, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
+		Drives: h.drives, Shares: h.shares, Driver: h.driver, Roots: h.roots, Ephemeral: h.disks, Images: h.images, Plugger: h.plugger, DB: h.db,
 		Transfers: transfer.NewServer(transferOptions(c)),
 		Notify:    notify.New(notifier, notifyOptions(c, r, api)),
 	})

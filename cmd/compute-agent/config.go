@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -85,7 +86,7 @@ func checkConfig(w io.Writer, sources config.Sources, asJSON bool) error {
 		}
 		result.Summary = &s
 		if _, fake := c.Default.FakeHost(); !fake {
-			result.Findings = append(result.Findings, append(checkStorage(c), checkSharing(c)...)...)
+			result.Findings = append(result.Findings, slices.Concat(checkStorage(c), checkSharing(c), checkShares(c))...)
 		}
 	}
 	if err := result.write(w, asJSON); err != nil {

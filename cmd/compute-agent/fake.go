@@ -51,6 +51,7 @@ func (h *host) openFake(ctx context.Context, c *config.Config, as config.FakeHos
 	size := uint64(as.DiskGB) << 30 //nolint:gosec // positive
 	h.roots, h.disks, h.drives = nowhere.Roots{Tree: tree, Size: storage.Usage{Total: size, Free: size}}, nowhere.Disks{}, nowhere.Drives{}
 	h.images, h.control, h.plugger = nowhere.Images{Tree: tree}, noImages{}, nowhere.Plugger{}
+	h.shares = nowhere.Shares{}
 	reqctx.Log(ctx).WithField("compute_driver", as.Driver).Warning("this is a fake compute host: its servers are books without guests, and their ports are not plugged")
 	return nil
 }

@@ -74,6 +74,9 @@ func (h *host) openContainers(ctx context.Context, c *config.Config) (err error)
 		return err
 	}
 	h.drives = drives
+	if h.shares, err = openShares(c); err != nil {
+		return err
+	}
 	images, err := openStore(ctx, c)
 	if err != nil {
 		return err

@@ -74,6 +74,9 @@ func (p *plan) resolveBinds() error {
 	return nil
 }
 
+// kernelDirs are where nothing of an image's choice may cover what confines the guest.
+var kernelDirs = []string{"proc", "sys", "dev"}
+
 // resolveIn gives a path below root without symbolic links. What does not exist yet is appended to its parent.
 func resolveIn(root int, path string) (string, error) {
 	fd, err := unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
@@ -95,6 +98,9 @@ func resolveIn(root int, path string) (string, error) {
 		}
 	}
 	below, err := filepath.Rel(names[0], names[1])
+	if first, _, _ := strings.Cut(below, "/"); err == nil && slices.Contains(kernelDirs, first) {
+		err = fmt.Errorf("it leads to %q, where the kernel's files are", below)
+	}
 	if err == nil && (below == "." || strings.HasPrefix(below, "..") || !plainPath("/"+below)) {
 		err = fmt.Errorf("it leads to %q", below)
 	}

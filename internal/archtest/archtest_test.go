@@ -48,6 +48,7 @@ var allowed = []struct {
 	{"vif/...", []string{"vif/...", leaves}},
 	{"imagesync/...", []string{"imagesync/...", leaves}},
 	{"internal/configdrive", []string{"internal/storage", "internal/storage/mount", leaves}},
+	{"internal/hostshare", []string{"internal/storage", "internal/storage/mount", "internal/storage/storagetest", leaves}},
 	{"internal/control", []string{"imagesync/...", leaves}},
 	{"internal/openstack/...", []string{"internal/openstack/...", "config", leaves}},
 	{"internal/nova/...", []string{"internal/nova/...", "rpc/...", "config", leaves}},

@@ -5,6 +5,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/hostshare"
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/openstack/glance"
@@ -28,6 +29,7 @@ func novaError(inst *object.Instance, err error) error {
 		{driver.ErrNoResources, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
 		{driver.ErrTimeout, func() *exception.Error { return exception.InstancePowerOffFailure(err.Error()) }},
 		{driver.ErrUnsupported, func() *exception.Error { return exception.NotImplemented(err.Error()) }},
+		{hostshare.ErrUnavailable, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
 		{storage.ErrNoSpace, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
 		{storage.ErrNoPool, func() *exception.Error { return exception.ComputeResourcesUnavailable(err.Error()) }},
 		{storage.ErrUnsupported, func() *exception.Error { return exception.InvalidDiskInfo(err.Error()) }},

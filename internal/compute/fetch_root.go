@@ -132,6 +132,10 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 	if err != nil {
 		return record{}, err
 	}
+	shares, err := sharesOf(uuid, mv.flavor)
+	if err != nil {
+		return record{}, err
+	}
 	ids, err := m.DB.AllocateRange(uuid, m.opts.IDPool, m.opts.IDsPerInstance)
 	if err != nil {
 		return record{}, fmt.Errorf("%w: %w", driver.ErrNoResources, err)
@@ -139,8 +143,8 @@ func (m *Manager) stage(ctx context.Context, mv *move, offer rootOffer, image im
 	rec := record{
 		UUID: uuid, Name: mv.inst.Name(m.opts.InstanceNameTemplate), Created: time.Now().UTC(), Arch: offer.Arch, Names: offer.Names,
 		Root:      storage.Root{InstanceID: uuid, ImagePath: m.opts.EmptyImage, SizeGB: limits.RootGB, IDs: ids, Nested: limits.Nested, Pool: pool},
-		Ephemeral: disks,
-		Incoming:  &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
+		Ephemeral: disks, Shares: shares,
+		Incoming: &incoming{Migration: mv.migration.UUID, Ticket: offer.Ticket, Layer: offer.Layer, Disks: len(offer.Disks)},
 	}
 	rec.describe(mv.inst)
 	rec.Flavor = mv.flavor.Name

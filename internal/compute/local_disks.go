@@ -215,7 +215,7 @@ func (m *Manager) mountDisks(ctx context.Context, rec record) (rootfs string, er
 	return rootfs, err
 }
 
-// unmountDisks unmounts them when the guest is off.
+// unmountDisks unmounts them, and the directories of the host, when the guest is off.
 func (m *Manager) unmountDisks(ctx context.Context, uuid string) error {
-	return errors.Join(m.Roots.Unmount(ctx, uuid), m.Ephemeral.Unmount(ctx, uuid))
+	return errors.Join(m.Roots.Unmount(ctx, uuid), m.Ephemeral.Unmount(ctx, uuid), m.Shares.Unmount(uuid))
 }

@@ -71,6 +71,7 @@ type world struct {
 	driver    *fake.Driver
 	roots     *fakeRoots
 	ephemeral *fakeEphemeral
+	shares    *fakeShares
 	plugger   *fakePlugger
 	sender    *fakeSender
 	keys      *fakeKeys
@@ -115,6 +116,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 		placement: placementtest.New("COMPUTE_NODE", "COMPUTE_IMAGE_TYPE_RAW", "COMPUTE_STATUS_DISABLED"),
 		driver:    fake.New(), roots: &fakeRoots{trail: trail, dir: t.TempDir(), roots: map[string]storage.Root{}},
 		ephemeral: &fakeEphemeral{trail: trail, dir: t.TempDir(), disks: map[string]ephemeral.Disks{}},
+		shares:    &fakeShares{trail: trail, dir: t.TempDir(), have: []string{"data", "tools"}},
 		plugger:   &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true}, keys: &fakeKeys{},
 		opts: Options{
 			Host: testHost, InstanceNameTemplate: "instance-%08x", OVSBridge: "br-int", HostArch: "x86_64",
@@ -163,7 +165,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 		Glance: glance.New(glance.Options{Service: cloud.Pool.Service(openstack.ServiceOptions{
 			Section: "glance", Types: []string{"image"}, Version: "v2", EndpointOverride: cloud.URL + "/image",
 		})}),
-		Keys: w.keys, Drives: drives, Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
+		Keys: w.keys, Drives: drives, Shares: w.shares, Driver: w.driver, Roots: w.roots, Ephemeral: w.ephemeral, Images: images, Plugger: w.plugger, DB: db,
 		Transfers: transfer.NewServer(transfer.Options{Address: "127.0.0.1"}),
 		Notify:    notify.New(w.sender, notify.Options{Host: w.opts.Host, Format: notify.FormatUnversioned, Release: r}),
 	})

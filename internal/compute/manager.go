@@ -119,6 +119,7 @@ type Deps struct {
 	Images    ImageStore
 	Plugger   vif.Plugger
 	Drives    DriveStore
+	Shares    ShareStore
 	DB        *state.DB
 	Transfers *transfer.Server // root disks for other hosts
 }

@@ -25,6 +25,7 @@ func (w *world) pretend() *world {
 	tree := w.t.(*testing.T).TempDir()
 	deps.Roots = nowhere.Roots{Tree: tree, Size: storage.Usage{Total: 100 << 30, Free: 100 << 30}}
 	deps.Ephemeral, deps.Images, deps.Drives, deps.Plugger = nowhere.Disks{}, nowhere.Images{Tree: tree}, nowhere.Drives{}, nowhere.Plugger{}
+	deps.Shares = nowhere.Shares{}
 	var err error
 	w.driver, err = fake.Open(w.DB)
 	require.NoError(w.t, err)

@@ -254,7 +254,10 @@ func (m *Manager) mountRecorded(ctx context.Context, rec record) error {
 	} else if err := m.applyStartTemplates(ctx, rec, rootfs); err != nil {
 		return err
 	}
-	return m.Drives.Mount(rec.UUID)
+	if err := m.Drives.Mount(rec.UUID); err != nil {
+		return err
+	}
+	return m.mountShares(rec)
 }
 
 // savePower ends a power operation: its new state, if the task state is still ours, and its notification.

@@ -103,6 +103,9 @@ func (m *Manager) checkMove(ctx context.Context, mv *move) error {
 	if err := m.checkMovedImage(mv, image.Metadata, limits); err != nil {
 		return err
 	}
+	if err := m.checkShares(mv.inst.UUID, wanted); err != nil {
+		return err
+	}
 	return m.checkDisks(ctx, mv)
 }
 

@@ -98,6 +98,9 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := m.checkShares(inst.UUID, inst.Flavor); err != nil {
+		return err
+	}
 	defer m.Images.Hold(r.image.ID)() // until it is acquired
 	if err := s.choosePool(); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/imagesync"
 	"github.com/compute-agent/compute-agent/imagesync/template"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -35,6 +36,8 @@ type record struct {
 	VIFs    []vif.VIF    `json:"vifs"`
 	// Ephemeral are the disks beside the root disk.
 	Ephemeral []ephemeral.Disk `json:"ephemeral,omitempty"`
+	// Shares are the directories of the host that the flavor gives to the guest.
+	Shares []flavor.Share `json:"shares,omitempty"`
 	// Templates is what the image's templates need at every start; nil: it has none.
 	Templates *template.Vars `json:"templates,omitempty"`
 	// Bandwidth is the flavor's limit of each port.
@@ -159,7 +162,7 @@ const removeTimeout = 2 * time.Minute
 
 // removeFromHost takes back all that was done on this host for an instance, in this
 // order: guest, links, console port, root disks (its own, and those of a rescue or a
-// snapshot beside it), ephemeral disks, config drive, the references to its images, id
+// snapshot beside it), ephemeral disks, config drive, mounts of shares, the references to its images, id
 // range, record. It needs no more than the record, works on any part of it, and may be
 // repeated. The ids and the record stay until everything else is gone.
 func (m *Manager) removeFromHost(ctx context.Context, uuid string) error {
@@ -210,6 +213,7 @@ func (m *Manager) removeTraces(ctx context.Context, uuid string, extra []vif.VIF
 	step("delete root disks", errors.Join(m.checkPool(r.Root.Pool), m.deleteRoots(ctx, uuid)))
 	step("delete ephemeral disks", m.Ephemeral.Delete(ctx, uuid))
 	step("remove config drive", m.Drives.Remove(ctx, uuid))
+	step("remove shares", m.Shares.Remove(uuid))
 	step("release image", m.releaseImage(r.ImageID, uuid))
 	if r.Rescue != nil {
 		step("release rescue image", m.releaseImage(r.Rescue.ImageID, uuid+rescueReference))

@@ -13,7 +13,8 @@ import (
 )
 
 // resizeHere gives an instance of this host other limits and larger disks. Its guest is not
-// stopped, unless it cannot be given the limits while it runs, or gets an ephemeral disk where it had none.
+// stopped, unless it cannot be given the limits while it runs, or gets an ephemeral disk
+// where it had none, or other directories of the host.
 func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, old, wanted *object.Flavor, limits flavor.Limits) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil {
@@ -28,6 +29,9 @@ func (m *Manager) resizeHere(ctx context.Context, inst *object.Instance, old, wa
 		}
 	}
 	if err := m.growDisks(ctx, inst, old, wanted, limits); err != nil {
+		return err
+	}
+	if err := m.changeShares(ctx, inst, wanted, limits); err != nil {
 		return err
 	}
 	if err := m.setLimits(ctx, inst, limits); err != nil {

@@ -208,6 +208,9 @@ func (m *Manager) takeBack(ctx context.Context, mv *move, old *object.Flavor, li
 
 // resizeBack undoes a resize on the same host. Disks that grew become small again while the guest is off.
 func (m *Manager) resizeBack(ctx context.Context, inst *object.Instance, old *object.Flavor, limits flavor.Limits) error {
+	if err := m.changeShares(ctx, inst, old, limits); err != nil {
+		return err
+	}
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil || !ok {
 		return errors.Join(err, exception.InstanceNotFound(inst.UUID))

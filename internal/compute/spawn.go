@@ -167,6 +167,9 @@ func (s *spawn) storeNetworkInfo(ctx context.Context) error {
 // prepareRoot brings the image into the store, makes the root disk and the
 // container's configuration.
 func (s *spawn) prepareRoot(ctx context.Context) error {
+	if err := s.m.checkShares(s.inst.UUID, s.inst.Flavor); err != nil {
+		return err
+	}
 	defer s.m.Images.Hold(s.r.Image.ID)() // until it is acquired
 	if err := s.choosePool(); err != nil {
 		return err
@@ -217,8 +220,13 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 		return err
 	}
 	limits.SwapBytes = int64(disks.swapMB) << 20
+	shares, err := sharesOf(s.inst.UUID, s.inst.Flavor)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.rec.ImageID, s.rec.Arch, s.rec.Root, s.rec.Ephemeral = s.r.Image.ID, image.Metadata.Arch(), root, disks.ephemeral
+	s.rec.Shares = shares
 	rec := s.rec // the ports are plugged meanwhile
 	err = s.m.saveRecord(rec)
 	s.mu.Unlock()
@@ -244,11 +252,11 @@ func (s *spawn) makeRoot(ctx context.Context) error {
 	return s.m.Driver.Create(ctx, s.m.specOf(s.inst, rec, limits, binds), rootfs)
 }
 
-// specOf describes an instance of this host to the driver.
+// specOf describes an instance of this host to the driver. binds are beside its shares.
 func (m *Manager) specOf(inst *object.Instance, rec record, limits flavor.Limits, binds []driver.Bind) driver.Spec {
 	return driver.Spec{
 		UUID: inst.UUID, Name: rec.Name, Hostname: inst.Hostname, ImageID: rec.ImageID, Arch: rec.Arch,
-		Limits: limits, IDs: rec.Root.IDs, Binds: binds, ShutdownTimeout: m.shutdownTimeout(inst),
+		Limits: limits, IDs: rec.Root.IDs, Binds: append(binds, m.shareBinds(rec)...), ShutdownTimeout: m.shutdownTimeout(inst),
 		// ds-identify of cloud-init recognises the platform by this word.
 		Env: map[string]string{"product_name": "OpenStack Nova"},
 	}
@@ -308,6 +316,9 @@ func (s *spawn) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.m.Drives.Mount(s.inst.UUID); err != nil {
+		return err
+	}
+	if err := s.m.mountShares(s.rec); err != nil {
 		return err
 	}
 	var nics []driver.NIC

@@ -147,6 +147,24 @@ func (Drives) Unmount(context.Context, string) error { return nil }
 // Remove does nothing.
 func (Drives) Remove(context.Context, string) error { return nil }
 
+// Shares are directories of the host that no guest sees: of every name there is one.
+type Shares struct{}
+
+// Path is a name that does not exist.
+func (Shares) Path(instanceID, name string) string { return "/nowhere/" + instanceID + "/" + name }
+
+// Check finds all.
+func (Shares) Check([]string) error { return nil }
+
+// Mount does nothing.
+func (Shares) Mount(string, storage.IDRange, []string) error { return nil }
+
+// Unmount does nothing.
+func (Shares) Unmount(string) error { return nil }
+
+// Remove does nothing.
+func (Shares) Remove(string) error { return nil }
+
 // Plugger wires no port, of whatever type.
 type Plugger struct{}
 

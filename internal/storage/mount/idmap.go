@@ -89,7 +89,32 @@ func CloneIDMapped(source, target string, ids storage.IDRange, writable bool) er
 		return fmt.Errorf("clone %s: %w", source, err)
 	}
 	defer unix.Close(tree) //nolint:errcheck // nothing was written
-	return attachMapped(tree, ns, source, target, writable)
+	return attachMapped(tree, ns, source, target, access(writable))
+}
+
+// ShareIDMapped mounts an open directory of the host, which others use, too, at target as CloneIDMapped does. Its device nodes and
+// set-id bits mean nothing there. A guest in a user namespace of its own cannot take that off again, nor read-only
+// (mount_namespaces(7), restrictions).
+func ShareIDMapped(dir *os.File, target string, ids storage.IDRange, writable bool) error {
+	ns, err := UserNamespace(ids, writable)
+	if err != nil {
+		return err
+	}
+	defer ns.Close() //nolint:errcheck // nothing was written
+	tree, err := unix.OpenTree(int(dir.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("clone %s: %w", dir.Name(), err)
+	}
+	defer unix.Close(tree) //nolint:errcheck // nothing was written
+	return attachMapped(tree, ns, dir.Name(), target, access(writable)|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+}
+
+// access is the attribute of a mount that is writable or not.
+func access(writable bool) uint64 {
+	if writable {
+		return 0
+	}
+	return unix.MOUNT_ATTR_RDONLY
 }
 
 // AttachIDMapped mounts what Detached made at target, with its ids mapped to the range, writable.
@@ -99,17 +124,13 @@ func AttachIDMapped(fs *os.File, target string, ids storage.IDRange) error {
 		return err
 	}
 	defer ns.Close() //nolint:errcheck // nothing was written
-	return attachMapped(int(fs.Fd()), ns, fs.Name(), target, true)
+	return attachMapped(int(fs.Fd()), ns, fs.Name(), target, 0)
 }
 
-// attachMapped gives a mount that is nowhere in the tree yet the ids of the namespace, and its place.
-func attachMapped(tree int, ns *os.File, source, target string, writable bool) error {
-	attributes := uint64(unix.MOUNT_ATTR_IDMAP)
-	if !writable {
-		attributes |= unix.MOUNT_ATTR_RDONLY
-	}
+// attachMapped gives a mount that is nowhere in the tree yet the ids of the namespace, attributes, and its place.
+func attachMapped(tree int, ns *os.File, source, target string, attributes uint64) error {
 	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set:    attributes,
+		Attr_set:    attributes | unix.MOUNT_ATTR_IDMAP,
 		Propagation: unix.MS_PRIVATE,
 		Userns_fd:   uint64(ns.Fd()),
 	})
