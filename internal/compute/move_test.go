@@ -6,6 +6,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -386,4 +388,31 @@ func TestSmallerDiskIsRefused(t *testing.T) {
 	destination.step("prep_resize", args)
 	require.Equal(t, "active/-/"+testHost, source.nova.States(uuid))
 	require.Contains(t, source.nova.Faults()[0], "cannot be made smaller")
+}
+
+// TestRootDiskGrowsHere: on one host a larger root disk grows under its guest, which is stopped for it only where the kernel
+// does not let the agent grow what is mounted.
+func TestRootDiskGrowsHere(t *testing.T) {
+	for name, busy := range map[string]bool{"mounted": false, "only unmounted": true} {
+		t.Run(name, func(t *testing.T) {
+			w := builtWith(t, map[string]any{"root_gb": 1}, nil, ownIDs(t))
+			if busy {
+				w.trail.fail("root.grow", storage.ErrBusy)
+			}
+			calls := len(w.driver.Calls())
+			w.step("prep_resize", prepare(w, w, w.flavorOf(map[string]any{"id": 99, "root_gb": 7})))
+			w.next("resize_instance")
+			w.next("finish_resize")
+			require.Equal(t, "resized/-/"+testHost, w.nova.States(uuid))
+			require.True(t, w.trail.has("root.grow "+uuid))
+			stopped := slices.ContainsFunc(w.driver.Calls()[calls:], func(call string) bool { return strings.HasPrefix(call, "Stop") })
+			require.Equal(t, busy, stopped)
+			require.Equal(t, busy, w.trail.has("root.mount "+uuid), "the next mount completes it")
+			guest, _ := w.driver.Instance(uuid)
+			require.Equal(t, driver.PowerStateRunning, guest.State)
+			rec, _, err := w.record(uuid)
+			require.NoError(t, err)
+			require.Equal(t, 7, rec.Root.SizeGB)
+		})
+	}
 }
