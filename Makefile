@@ -19,7 +19,7 @@ RELEASE := zed
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 
-.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
+.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -75,13 +75,17 @@ functional-clients: # of the packages, those that speak with the control plane
 	$(FUNCTIONAL) -p 1 -timeout 10m ./rpc/rabbit ./internal/nova/conductor ./internal/openstack/...
 
 functional-linuxbridge:
-	$(FUNCTIONAL) -v -timeout 60m ./tests/functional
+	$(FUNCTIONAL) -v -timeout 60m -skip '^TestIncus$$' ./tests/functional
 
 functional-all:
-	$(FUNCTIONAL) -v -timeout 90m ./tests/functional
+	$(FUNCTIONAL) -v -timeout 90m -skip '^TestIncus$$' ./tests/functional
 
 functional-ovs:
 	$(FUNCTIONAL) -v -timeout 20m -run '^Test(Boot|Ports|Reboot)' ./tests/functional
+
+functional-incus: prerequisites ## images to and from a real Incus, out of the backports to Debian 12; LXD is among the functional tests
+	tests/functional/prerequisites.sh tests
+	$(LAB) run env $(FUNCTIONAL) -v -timeout 10m -run '^TestIncus$$' ./tests/functional
 
 bench: prerequisites ## start, boot and delete, messages and memory, beside the distribution's nova-compute
 	go run ./tests/functional/bench

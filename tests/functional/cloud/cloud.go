@@ -130,8 +130,8 @@ func (c *Client) ProjectID() string {
 	return c.project
 }
 
-// Do sends in as JSON (nothing when nil; as it is when an io.Reader) and decodes the answer into out (unless nil). A status of
-// 400 and above is an *Error.
+// Do sends in as JSON (nothing when nil; as it is when an io.Reader) and decodes the answer into out (nowhere when nil; as it is when an
+// io.Writer). A status of 400 and above is an *Error.
 func (c *Client) Do(ctx context.Context, method, service, path string, in, out any) error {
 	return c.DoAt(ctx, microversions[service], method, service, path, in, out)
 }
@@ -200,6 +200,10 @@ func (c *Client) send(ctx context.Context, method, url string, header http.Heade
 	}
 	if response.StatusCode >= http.StatusBadRequest {
 		return nil, &Error{Method: method, URL: url, Status: response.StatusCode, Body: string(answer)}
+	}
+	if to, ok := out.(io.Writer); ok {
+		_, err := to.Write(answer)
+		return response.Header, err
 	}
 	if out != nil && len(answer) > 0 {
 		if err := json.Unmarshal(answer, out); err != nil {
