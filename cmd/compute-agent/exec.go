@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,11 +32,11 @@ output are passed through, and the exit status is the command's.`,
 			if err != nil {
 				return err
 			}
-			uuid, err := findServer(cmd.Context(), d, args[0])
+			server, err := findServer(cmd.Context(), d, args[0])
 			if err != nil {
 				return err
 			}
-			status, err := d.Exec(cmd.Context(), uuid, driver.Command{
+			status, err := d.Exec(cmd.Context(), server.UUID, driver.Command{
 				Args: args[1:], Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr(),
 			})
 			if err != nil {
@@ -52,25 +53,25 @@ output are passed through, and the exit status is the command's.`,
 }
 
 // findServer finds the one server of this node that a word names.
-func findServer(ctx context.Context, d driver.Driver, word string) (string, error) {
+func findServer(ctx context.Context, d driver.Driver, word string) (driver.Spec, error) {
 	specs, err := d.List(ctx)
 	if err != nil {
-		return "", err
+		return driver.Spec{}, err
 	}
-	var found []string
+	var found []driver.Spec
 	for _, s := range specs {
 		if s.UUID == word || s.Name == word {
-			return s.UUID, nil
+			return s, nil
 		}
-		if len(word) >= 4 && len(s.UUID) > len(word) && s.UUID[:len(word)] == word {
-			found = append(found, s.UUID)
+		if len(word) >= 4 && strings.HasPrefix(s.UUID, word) {
+			found = append(found, s)
 		}
 	}
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return "", fmt.Errorf("no server %q on this node; openstack server list --all-projects --host %s shows them", word, "<this host>")
+		return driver.Spec{}, fmt.Errorf("no server %q on this node; openstack server list --all-projects --host %s shows them", word, "<this host>")
 	}
-	return "", fmt.Errorf("%d servers on this node begin with %q; give more of the UUID", len(found), word)
+	return driver.Spec{}, fmt.Errorf("%d servers on this node begin with %q; give more of the UUID", len(found), word)
 }

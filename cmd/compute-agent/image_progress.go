@@ -21,8 +21,8 @@ const (
 type bars struct{ p *mpb.Progress }
 
 // newBars draws on standard error, when that is a terminal and people read the output.
-func newBars(f *imageFlags) *bars {
-	if f.format != "table" || !isTerminal(os.Stderr) {
+func newBars(people bool) *bars {
+	if !people || !isTerminal(os.Stderr) {
 		return &bars{}
 	}
 	return &bars{p: mpb.New(mpb.WithOutput(os.Stderr), mpb.WithWidth(barWidth), mpb.WithRefreshRate(barRate))}

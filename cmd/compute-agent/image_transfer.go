@@ -58,7 +58,7 @@ The formats are those that Glance images may have. An image that nothing uses is
 			return flags.withImages(cmd.Context(), func(images control.Images) error {
 				var imported []control.Imported
 				var err error
-				bars := newBars(&flags)
+				bars := newBars(flags.format == "table")
 				if len(args) == 1 {
 					imported, err = importFile(cmd.Context(), images, cmd.InOrStdin(), args[0], name, keep, bars)
 				} else {
@@ -206,7 +206,7 @@ its ending, or --compression, says how it is compressed. The file appears when i
 				if err != nil {
 					return err
 				}
-				bars := newBars(&flags)
+				bars := newBars(flags.format == "table")
 				result, err := exportImage(cmd.Context(), images, image.ID, target, how, force, cmd.OutOrStdout(), bars)
 				bars.wait()
 				if err != nil || target == "-" {

@@ -36,6 +36,7 @@ var allowed = []struct {
 	{"internal/functest", nil},
 
 	{"flavor", nil},
+	{"internal/guestfile", nil},
 	{"internal/shadow", nil},
 	{"internal/signature", nil},
 	{"internal/serialconsole", []string{"internal/state", leaves}},
