@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -60,6 +61,8 @@ type host struct {
 	control control.Images // the images, for the command line
 	runners []storage.Runner
 	closers []func()
+
+	manager atomic.Pointer[compute.Manager] // nil until the agent is in touch with nova
 }
 
 func (h *host) close() {
@@ -240,6 +243,7 @@ func connect(ctx context.Context, c *config.Config, sources config.Sources, h *h
 	if err := manager.InitHost(ctx); err != nil {
 		return nil, err
 	}
+	h.manager.Store(manager)
 	reqctx.Log(ctx).WithFields(logrus.Fields{"release": r.Name, "elapsed_ms": time.Since(started).Milliseconds()}).Info("registered with the control plane")
 	return &session{release: r, neutron: clients.neutron, service: service, manager: manager, runners: h.runners}, nil
 }

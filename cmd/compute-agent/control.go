@@ -27,11 +27,29 @@ func startControl(ctx context.Context, c *config.Config, h *host) (stop func(), 
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := control.Serve(ctx, listener, h.control); err != nil {
+		if err := control.Serve(ctx, listener, h.control, h.collectLeftovers); err != nil {
 			reqctx.Log(ctx).WithError(err).Error("control socket not served any more; restart the agent for its command line")
 		}
 	})
 	return func() { cancel(); serving.Wait() }, nil
+}
+
+// collectLeftovers is what the control socket answers with once the agent is in touch with nova.
+func (h *host) collectLeftovers(ctx context.Context, dry bool) ([]control.Leftover, error) {
+	manager := h.manager.Load()
+	if manager == nil {
+		return nil, control.ErrStarting
+	}
+	found, err := manager.Leftovers(ctx, dry)
+	out := make([]control.Leftover, 0, len(found))
+	for _, l := range found {
+		one := control.Leftover{Instance: l.Instance, Has: l.Has, Why: l.Why, Removable: l.Removable, Removed: l.Removed}
+		if l.Err != nil {
+			one.Error = l.Err.Error()
+		}
+		out = append(out, one)
+	}
+	return out, err
 }
 
 // imageFetcher asks Glance about an image with credentials of the configuration's, for

@@ -44,21 +44,28 @@ IMAGE is an id, its beginning (four letters or more), or the beginning of the co
 	return cmd
 }
 
-// imageFlags are what every sub-command has.
-type imageFlags struct {
+// outputFlags are what commands have whose results programs read, too.
+type outputFlags struct {
 	sources config.Sources
 	format  string
 }
 
-func (f *imageFlags) add(cmd *cobra.Command) {
+func (f *outputFlags) add(cmd *cobra.Command) {
 	addConfigFlags(cmd, &f.sources)
 	cmd.Flags().StringVarP(&f.format, "format", "f", "table", "output format: table, json or yaml")
 }
 
-// open reads the configuration and opens the store.
-func (f *imageFlags) open(ctx context.Context) (control.Images, *config.Config, error) {
+func (f *outputFlags) check() error {
 	if !slices.Contains([]string{"table", "json", "yaml"}, f.format) {
-		return nil, nil, fmt.Errorf("unknown format %q: use table, json or yaml", f.format)
+		return fmt.Errorf("unknown format %q: use table, json or yaml", f.format)
+	}
+	return nil
+}
+
+// open reads the configuration and opens the store.
+func (f *outputFlags) open(ctx context.Context) (control.Images, *config.Config, error) {
+	if err := f.check(); err != nil {
+		return nil, nil, err
 	}
 	c, _, err := config.Load(f.sources)
 	if err != nil {
@@ -70,7 +77,7 @@ func (f *imageFlags) open(ctx context.Context) (control.Images, *config.Config, 
 }
 
 // withImages runs fn on the opened store and closes it.
-func (f *imageFlags) withImages(ctx context.Context, fn func(images control.Images) error) error {
+func (f *outputFlags) withImages(ctx context.Context, fn func(images control.Images) error) error {
 	images, _, err := f.open(ctx)
 	if err != nil {
 		return explainImage(err)
@@ -152,7 +159,7 @@ func findImage(ctx context.Context, images control.Images, word string) (control
 }
 
 func newImageListCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -175,7 +182,7 @@ func newImageListCommand() *cobra.Command {
 }
 
 func newImageShowCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	cmd := &cobra.Command{
 		Use:   "show [flags] IMAGE",
 		Short: "Show all that is known of an image",
@@ -197,7 +204,7 @@ func newImageShowCommand() *cobra.Command {
 }
 
 func newImageRemoveCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	cmd := &cobra.Command{
 		Use:     "rm [flags] IMAGE...",
 		Aliases: []string{"delete"},
@@ -232,7 +239,7 @@ is not touched: the next server that boots from the image brings it back.`,
 }
 
 func newImagePruneCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	var unused time.Duration
 	var maxGB int
 	var dry bool

@@ -16,7 +16,7 @@ import (
 )
 
 // write prints a result in the format that was asked for.
-func (f *imageFlags) write(w io.Writer, result any, human func(t *table)) error {
+func (f *outputFlags) write(w io.Writer, result any, human func(t *table)) error {
 	switch f.format {
 	case "json":
 		e := json.NewEncoder(w)

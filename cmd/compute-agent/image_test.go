@@ -102,7 +102,7 @@ func TestImageTables(t *testing.T) {
 		Contents:  2, DiskSize: 214609920, Free: 5 << 40,
 	}
 	var out bytes.Buffer
-	human := &imageFlags{format: "table"}
+	human := &outputFlags{format: "table"}
 	require.NoError(t, human.write(&out, listing, func(tab *table) { tab.listing(listing, now) }))
 	want := `IMAGE                                  CONTENT        ARCH     DOWNLOAD   ON DISK     IMPORTED     LAST USE    USED BY
 36adbebc-e44e-480c-a879-237d84122861   0123456789ab   x86_64   51.1 MiB   204.7 MiB   3 days ago   1 h ago     2 servers
@@ -116,7 +116,7 @@ c8: importing, 1 B
 	}
 	for _, format := range []string{"json", "yaml"} {
 		out.Reset()
-		f := &imageFlags{format: format}
+		f := &outputFlags{format: format}
 		require.NoError(t, f.write(&out, listing, nil))
 		require.Contains(t, out.String(), "last_used_at")
 		require.NotContains(t, out.String(), "\x1b")

@@ -26,7 +26,7 @@ import (
 const parallelImports = 4
 
 func newImageImportCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	var glanceIDs []string
 	var name string
 	var keep bool
@@ -182,7 +182,7 @@ type exported struct {
 }
 
 func newImageExportCommand() *cobra.Command {
-	var flags imageFlags
+	var flags outputFlags
 	var compression string
 	var force bool
 	cmd := &cobra.Command{

@@ -78,7 +78,7 @@ until SIGTERM; the containers outlive it.`,
 		},
 	}
 	addConfigFlags(cmd, &sources)
-	cmd.AddCommand(newConfigCommand(), newDoctorCommand(), newExecCommand(), newFileCommand(), newImageCommand(), newShutdownCommand(), newVersionCommand())
+	cmd.AddCommand(newConfigCommand(), newDoctorCommand(), newExecCommand(), newFileCommand(), newGCCommand(), newImageCommand(), newShutdownCommand(), newVersionCommand())
 	return cmd
 }
 

@@ -18,7 +18,6 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
-	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
 // buildTasks are the task states of a build under way.
@@ -300,38 +299,6 @@ func (m *Manager) removeLeftovers(ctx context.Context, known map[string]bool) {
 			reqctx.Log(ctx).WithError(err).Error("leftover not removed")
 		}
 	}
-}
-
-// localInstances are the UUIDs for which anything exists on this host.
-func (m *Manager) localInstances(ctx context.Context) (map[string]bool, error) {
-	local := map[string]bool{}
-	records, damaged, err := state.ListReadable[record](m.DB, recordBucket)
-	if err != nil {
-		return nil, err
-	}
-	for uuid := range damaged {
-		local[uuid] = true
-	}
-	for uuid := range records {
-		local[uuid] = true
-	}
-	specs, err := m.Driver.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range specs {
-		local[s.UUID] = true
-	}
-	for _, list := range []func(context.Context) ([]string, error){m.Roots.List, m.Ephemeral.List} {
-		disks, err := list(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, id := range disks {
-			local[storage.Owner(id)] = true
-		}
-	}
-	return local, nil
 }
 
 // ifNotBuilding does something about an instance under its lock, unless it is being built.

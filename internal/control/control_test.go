@@ -73,6 +73,22 @@ type agent struct {
 	dir    string // of the store
 	path   string // of the socket
 	stop   func()
+
+	leftovers []Leftover
+	starting  bool
+}
+
+// collect is the agent's Collector.
+func (a *agent) collect(_ context.Context, dry bool) ([]Leftover, error) {
+	if a.starting {
+		return nil, ErrStarting
+	}
+	if !dry {
+		for i := range a.leftovers {
+			a.leftovers[i].Removed = a.leftovers[i].Removable
+		}
+	}
+	return a.leftovers, nil
 }
 
 func newAgent(t *testing.T) *agent {
@@ -98,7 +114,7 @@ func (a *agent) serve() {
 		sum := sha512.Sum512(a.glance.data)
 		return imagesync.Request{ID: id, Size: int64(len(a.glance.data)), HashAlgo: "sha512", HashValue: hex.EncodeToString(sum[:]), Source: a.glance}, nil
 	}}
-	go func() { done <- Serve(ctx, listener, local) }()
+	go func() { done <- Serve(ctx, listener, local, a.collect) }()
 	stopped := false
 	a.stop = func() {
 		if !stopped {
@@ -320,4 +336,28 @@ func TestOnlyRoot(t *testing.T) {
 		got <- errors.New(string(answer))
 	}()
 	require.ErrorContains(t, <-got, "403 Forbidden")
+}
+
+func TestLeftoversOverTheSocket(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	c := a.connect()
+	found, err := c.Leftovers(t.Context(), false)
+	require.NoError(t, err)
+	require.Equal(t, []Leftover{}, found)
+	a.leftovers = []Leftover{
+		{Instance: "u1", Has: []string{"record", "root disk"}, Why: "deleted", Removable: true},
+		{Instance: "u2", Has: []string{"id range"}, Why: "nova has it on host other", Error: "x"},
+	}
+	want := append([]Leftover{}, a.leftovers...)
+	found, err = c.Leftovers(t.Context(), true)
+	require.NoError(t, err)
+	require.Equal(t, want, found)
+	found, err = c.Leftovers(t.Context(), false)
+	require.NoError(t, err)
+	want[0].Removed = true
+	require.Equal(t, want, found)
+	a.starting = true
+	_, err = c.Leftovers(t.Context(), true)
+	require.ErrorIs(t, err, ErrStarting)
 }

@@ -15,6 +15,8 @@ var (
 	ErrAgentEnded = errors.New("the agent ended before it had answered")
 	// ErrForbidden: the socket is root's.
 	ErrForbidden = errors.New("only root may use the control socket")
+	// ErrStarting: the agent is not yet in touch with nova.
+	ErrStarting = errors.New("the agent has not reached the control plane yet")
 	// ErrRequest: the request makes no sense.
 	ErrRequest = errors.New("request is not valid")
 )
@@ -41,6 +43,7 @@ var classes = []class{
 	{"hash_mismatch", imagesync.ErrHashMismatch, http.StatusUnprocessableEntity},
 	{"forbidden", ErrForbidden, http.StatusForbidden},
 	{"request", ErrRequest, http.StatusBadRequest},
+	{"starting", ErrStarting, http.StatusServiceUnavailable},
 }
 
 func toWire(err error) (failure, int) {

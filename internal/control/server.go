@@ -32,8 +32,8 @@ const maxRequest = 64 << 10
 type peerKey struct{}
 
 // Serve answers requests until ctx ends; what runs then is cancelled. It closes the listener.
-func Serve(ctx context.Context, listener net.Listener, images Images) error {
-	s := &server{images: images, owner: uint32(os.Geteuid())} //nolint:gosec // ids are 32 bits wide
+func Serve(ctx context.Context, listener net.Listener, images Images, leftovers Collector) error {
+	s := &server{images: images, leftovers: leftovers, owner: uint32(os.Geteuid())} //nolint:gosec // ids are 32 bits wide
 	server := &http.Server{
 		Handler: s.routes(), ReadHeaderTimeout: stopDeadline, IdleTimeout: shortDeadline, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -69,8 +69,9 @@ func Serve(ctx context.Context, listener net.Listener, images Images) error {
 }
 
 type server struct {
-	images Images
-	owner  uint32 // user of the agent
+	images    Images
+	leftovers Collector
+	owner     uint32 // user of the agent
 }
 
 func (s *server) routes() http.Handler {
@@ -83,6 +84,7 @@ func (s *server) routes() http.Handler {
 	handle("POST /images/{id}/hold", holdDeadline, s.hold)
 	handle("DELETE /images/{id}", removeDeadline, s.remove)
 	handle("POST /prune", removeDeadline, s.prune)
+	handle("POST /leftovers", removeDeadline, s.collect)
 	return mux
 }
 
@@ -122,6 +124,8 @@ type line struct {
 	Imported *Imported `json:"imported,omitempty"`
 	Pruned   []Pruned  `json:"pruned,omitempty"`
 	Held     *Image    `json:"held,omitempty"`
+
+	Leftovers []Leftover `json:"leftovers,omitempty"`
 }
 
 func (s *server) list(w http.ResponseWriter, r *http.Request) error {
