@@ -167,9 +167,11 @@ type LimitSetter interface {
 
 // Command is a program to run inside a guest as its root, with a clean environment.
 type Command struct {
-	Args   []string
-	Env    []string
-	Stdin  io.Reader // nil: none
-	Stdout io.Writer // nil: discarded
-	Stderr io.Writer // nil: discarded
+	Args  []string
+	Env   []string
+	Stdin io.Reader // nil: none
+	// Terminal: Stdin is a terminal, an *os.File, that nobody has for his controlling one; it becomes the command's.
+	Terminal bool
+	Stdout   io.Writer // nil: discarded
+	Stderr   io.Writer // nil: discarded
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,8 +20,9 @@ func newExecCommand() *cobra.Command {
 		Short: "Run a command inside a server of this node",
 		Long: `Run a command inside a server of this node, as the guest's root and with a clean
 environment. SERVER is the server's UUID, its beginning, or its instance name. Standard input and
-output are passed through, and the exit status is the command's.`,
+output are passed through, and the exit status is the command's. At a terminal the command has one, too, of the same size.`,
 		Example: `  compute-agent exec instance-0000002a -- ip address
+  compute-agent exec 3f8f5f9e -- sh
   echo secret | compute-agent exec 3f8f5f9e -- sh -c 'cat > /root/file'`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -36,9 +38,7 @@ output are passed through, and the exit status is the command's.`,
 			if err != nil {
 				return err
 			}
-			status, err := d.Exec(cmd.Context(), server.UUID, driver.Command{
-				Args: args[1:], Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr(),
-			})
+			status, err := execIn(cmd, d, server.UUID, args[1:])
 			if err != nil {
 				return err
 			}
@@ -50,6 +50,24 @@ output are passed through, and the exit status is the command's.`,
 	}
 	addConfigFlags(cmd, &sources)
 	return cmd
+}
+
+// execIn runs a command with this one's input and output, at a terminal if they are one.
+func execIn(cmd *cobra.Command, d driver.Driver, uuid string, args []string) (status int, err error) {
+	c := driver.Command{Args: args, Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
+	in, _ := c.Stdin.(*os.File)
+	if in == nil || !isTerminal(in) || !isTerminal(c.Stdout) {
+		return d.Exec(cmd.Context(), uuid, c)
+	}
+	err = onTerminal(in, func(terminal *os.File) error {
+		c.Stdin, c.Stdout, c.Terminal, c.Env = terminal, terminal, true, terminalKind(os.Getenv("TERM"))
+		if isTerminal(c.Stderr) {
+			c.Stderr = terminal
+		}
+		status, err = d.Exec(cmd.Context(), uuid, c)
+		return err
+	})
+	return status, err
 }
 
 // findServer finds the one server of this node that a word names.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 
 	lxc "github.com/lxc/go-lxc"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ func attach() (int, error) {
 		return 0, fmt.Errorf("mark descriptors close-on-exec: %w", err)
 	}
 	go dieWithAgent()
+	// What is typed at a terminal is the command's, which is in this process group: caught, and not ignored, which it would inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGTTOU)
 	c, err := lxc.NewContainer(r.Name, r.LXCPath)
 	if err != nil {
 		return 0, fmt.Errorf("open container: %w", err)

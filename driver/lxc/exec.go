@@ -105,6 +105,9 @@ func (d *Driver) forkExec(ctx context.Context, c driver.Command, env []string) (
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	cmd.ExtraFiles = []*os.File{lifeR, statusW} // fdLife, fdStatus
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.Terminal {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	}
 	// The command in the guest is in the child's process group unless it left it.
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = execGrace
