@@ -52,12 +52,8 @@ type Left struct {
 func Leftovers(t testing.TB, dir string) Left {
 	t.Helper()
 	var left Left
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	require.NoError(t, err)
-	for line := range strings.Lines(string(table)) {
-		if point := strings.Fields(line)[4]; strings.HasPrefix(point, dir) {
-			left.Mounts += point + "\n"
-		}
+	for _, point := range mountsBelow(t, dir) {
+		left.Mounts += point + "\n"
 	}
 	if foreign(dir) {
 		t.Log("another program has copied these mounts into a namespace of its own; loop devices are not counted")
@@ -81,6 +77,20 @@ func Leftovers(t testing.TB, dir string) Left {
 		<-again.C
 	}
 	return left
+}
+
+// mountsBelow are the mount points below dir, in the order in which they were mounted.
+func mountsBelow(t testing.TB, dir string) []string {
+	t.Helper()
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	var points []string
+	for line := range strings.Lines(string(table)) {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, dir) {
+			points = append(points, point)
+		}
+	}
+	return points
 }
 
 // foreign tells whether another mount namespace has a mount below dir.

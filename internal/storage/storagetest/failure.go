@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,20 +17,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/loop"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
-// childVariable holds the directory in which this binary, started again, shall make and delete root disks.
+// childVariable holds the directory in which this binary, started again, shall make and delete root disks, and
+// their image's, with a colon in between.
 const childVariable = "STORAGETEST_CHILD"
 
-// rounds of killing; each is another step at which the process ends.
-const rounds = 25
+const (
+	// rounds of killing; each is another step at which the process ends.
+	rounds = 25
+	// cuts of power; so is each of these.
+	cuts = 50
+)
 
 // child makes, mounts, unmounts and deletes root disks until it is killed.
-func (s suite) child(t *testing.T, base string) {
+func (s suite) child(t *testing.T, directories string) {
 	t.Helper()
-	e := Environment{Dir: filepath.Join(base, "roots"), Image: filepath.Join(base, "image")}
+	var e Environment
+	e.Dir, e.Image, _ = strings.Cut(directories, ":")
 	b, err := s.Open(e.Dir)
 	require.NoError(t, err)
 	fmt.Println("ready") //nolint:forbidigo // the parent waits for it
@@ -46,35 +55,57 @@ func (s suite) child(t *testing.T, base string) {
 	}
 }
 
-// killed: a process that is killed at any point leaves what the next one can use or take away.
-func (s suite) killed(t *testing.T, e Environment, _ storage.Backend) {
-	for range rounds {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestConformance$") //nolint:gosec // this very binary
-		cmd.Env = append(os.Environ(), childVariable+"="+filepath.Dir(e.Dir))
-		out, err := cmd.StdoutPipe()
-		require.NoError(t, err)
-		cmd.Stderr = os.Stderr
-		require.NoError(t, cmd.Start())
-		lines := bufio.NewScanner(out)
-		for lines.Scan() && lines.Text() != "ready" { // what the testing package prints comes first
-		}
-		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond) //nolint:forbidigo,gosec // the point is not to know when
-		require.NoError(t, cmd.Process.Kill())
-		for lines.Scan() {
-		}
-		_ = cmd.Wait()
+// interrupt runs child, has cut strike it at a moment that nobody knows before, and ends it.
+func interrupt(t *testing.T, e Environment, cut func()) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestConformance$") //nolint:gosec // this very binary
+	cmd.Env = append(os.Environ(), childVariable+"="+e.Dir+":"+e.Image)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "ready" { // what the testing package prints comes first
+	}
+	time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond) //nolint:forbidigo,gosec // the point is not to know when
+	cut()
+	require.NoError(t, cmd.Process.Kill())
+	for lines.Scan() {
+	}
+	_ = cmd.Wait()
+}
 
-		b, err := s.Open(e.Dir)
-		require.NoError(t, err)
-		half, err := os.ReadDir(filepath.Join(e.Dir, ".new"))
-		require.NoError(t, err)
-		require.Empty(t, half)
-		list, err := b.List(t.Context())
-		require.NoError(t, err)
-		for _, id := range list {
+// restarted is the back end after an interruption, without what was half made. The root disks that it has are deleted,
+// but for those to be kept.
+func (s suite) restarted(t *testing.T, e Environment, keep ...string) storage.Backend {
+	t.Helper()
+	b, err := s.Open(e.Dir)
+	require.NoError(t, err)
+	half, err := os.ReadDir(filepath.Join(e.Dir, ".new"))
+	require.NoError(t, err)
+	require.Empty(t, half)
+	list, err := b.List(t.Context())
+	require.NoError(t, err)
+	require.Subset(t, list, keep)
+	for _, id := range list {
+		if !slices.Contains(keep, id) {
 			require.NoError(t, b.Delete(t.Context(), id))
 		}
 	}
+	return b
+}
+
+// killed: a process that is killed at any point leaves what the next one can use or take away.
+func (s suite) killed(t *testing.T, e Environment, _ storage.Backend) {
+	for range rounds {
+		interrupt(t, e, func() {})
+		s.restarted(t, e)
+	}
+	s.unharmed(t, e)
+}
+
+// unharmed: root disks of the names that were used before can be made and used, and what was discarded goes.
+func (s suite) unharmed(t *testing.T, e Environment) {
+	t.Helper()
 	b, err := s.Open(e.Dir)
 	require.NoError(t, err)
 	for n := range uint32(3) {
@@ -82,6 +113,63 @@ func (s suite) killed(t *testing.T, e Environment, _ storage.Backend) {
 		require.NoFileExists(t, filepath.Join(path, "tmp/file"))
 	}
 	runUntilEmpty(t, b, e)
+}
+
+// powerCut: a host that loses its power at any point has the root disks that were on disk, with what their guests had
+// forced to disk. The others can be taken away. It is for back ends that do with any file system.
+func (s suite) powerCut(t *testing.T, e Environment, _ storage.Backend) {
+	host := filepath.Join(filepath.Dir(e.Dir), "host")
+	disk := host + ".img"
+	require.NoError(t, ext4.Create(t.Context(), disk, ext4.Format{SizeGB: 1}))
+	require.NoError(t, os.Mkdir(host, 0o755)) //nolint:gosec // guests pass through it
+	start := func() { require.NoError(t, ext4.Mount(t.Context(), disk, host, 1)) }
+	start()
+	t.Cleanup(func() { unmountAll(t, host) })
+	e.Dir = filepath.Join(host, "roots")
+	b, err := s.Open(e.Dir)
+	require.NoError(t, err)
+	kept := root(e, "kept", 4, 1)
+	require.NoError(t, b.Create(t.Context(), kept))
+	force(t, host)
+	for n := range cuts {
+		path, err := b.Mount(t.Context(), kept)
+		require.NoError(t, err)
+		file := filepath.Join(path, "tmp", "round")
+		require.NoError(t, os.WriteFile(file, []byte{byte(n)}, 0o600))
+		force(t, file)
+		// The file system takes no more from now on, and forgets what it has not written.
+		interrupt(t, e, func() { require.NoError(t, ext4.Shutdown(disk)) })
+		unmountAll(t, host)
+		start()
+		b = s.restarted(t, e, kept.InstanceID)
+		path, err = b.Mount(t.Context(), kept)
+		require.NoError(t, err)
+		got, err := os.ReadFile(filepath.Join(path, "tmp", "round"))
+		require.NoError(t, err)
+		require.Equal(t, []byte{byte(n)}, got)
+	}
+	s.unharmed(t, e)
+	require.NoError(t, b.Delete(t.Context(), kept.InstanceID))
+}
+
+// force has everything of the file system that a file is in written to its disk.
+func force(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close() //nolint:errcheck // nothing was written
+	require.NoError(t, unix.Syncfs(int(f.Fd())))
+}
+
+// unmountAll unmounts a directory and all below it, and waits until nobody holds their disks.
+func unmountAll(t *testing.T, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
+	defer cancel()
+	for _, point := range slices.Backward(mountsBelow(t, dir)) {
+		require.NoError(t, mount.Unmount(ctx, point))
+	}
+	require.Empty(t, Leftovers(t, dir))
 }
 
 // runUntilEmpty has the back end remove what was deleted.

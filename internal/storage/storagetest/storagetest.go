@@ -33,8 +33,8 @@ type Subject struct {
 // Run runs the suite.
 func Run(t *testing.T, s Subject) {
 	t.Helper()
-	if base := os.Getenv(childVariable); base != "" {
-		suite{s}.child(t, base)
+	if directories := os.Getenv(childVariable); directories != "" {
+		suite{s}.child(t, directories)
 	}
 	run(t, suite{s})
 }
@@ -65,6 +65,7 @@ func run(t *testing.T, s suite) {
 		{"full host", s.fullHost, true},
 		{"next tenant", s.nextTenant, true},
 		{"killed", s.killed, false},
+		{"power cut", s.powerCut, true},
 	} {
 		if test.own && s.FileSystem != nil {
 			continue
