@@ -125,7 +125,10 @@ func (p *plan) deviceAndMountItems() []item {
 	}
 	// The host's, none of the guest's business; and systemd, finding something mounted
 	// there, does not fail to mount them itself.
-	for _, dir := range []string{"sys/firmware", "sys/kernel/config", "sys/kernel/debug", "sys/kernel/tracing"} {
+	for _, dir := range []string{
+		"sys/firmware", "sys/kernel/config", "sys/kernel/debug", "sys/kernel/tracing",
+		"sys/block", "sys/class/block", "sys/dev/block", // the host's disks, which lsblk would list
+	} {
 		entries = append(entries, "tmpfs "+dir+" tmpfs ro,nosuid,nodev,noexec,optional")
 	}
 	if p.Spec.Limits.Nested {

@@ -160,7 +160,8 @@ func TestFunctionalIsolation(t *testing.T) {
 	require.Contains(t, run(t, d, s.UUID, "cat /proc/1/status"), "Seccomp:\t2")
 	require.NotContains(t, run(t, d, s.UUID, "cat /proc/self/cgroup"), "..")
 	require.Contains(t, run(t, d, s.UUID, "dmesg 2>&1 >/dev/null; true"), "not permitted")
-	require.Empty(t, run(t, d, s.UUID, "ls /sys/firmware"))
+	require.Empty(t, run(t, d, s.UUID, "ls -A /sys/firmware"))
+	require.Empty(t, run(t, d, s.UUID, "cd /sys; ls -d block/* class/block/* dev/block/* 2>/dev/null; true"), "the disks of the host")
 	require.Equal(t, "1024", run(t, d, s.UUID, "awk '/open files/{print $4}' /proc/1/limits"))
 
 	requireLimits(t, d, s)
