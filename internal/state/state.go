@@ -4,6 +4,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,11 +41,15 @@ func (db *DB) Close() error {
 	return nil
 }
 
-// Put stores v as JSON under key, replacing what was there.
+// Put stores v as JSON under key, replacing what was there. What is there already is not written again: every
+// write waits for the disk.
 func Put[T any](db *DB, bucket, key string, v T) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s/%s: %w", bucket, key, err)
+	}
+	if same, err := db.holds(bucket, key, data); same || err != nil {
+		return err
 	}
 	err = db.bolt.Update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists([]byte(bucket))
@@ -57,6 +62,22 @@ func Put[T any](db *DB, bucket, key string, v T) error {
 		return fmt.Errorf("write %s/%s: %w", bucket, key, err)
 	}
 	return nil
+}
+
+// holds tells whether key has this value; nil: none.
+func (db *DB) holds(bucket, key string, data []byte) (same bool, err error) {
+	err = db.bolt.View(func(tx *bolt.Tx) error {
+		var have []byte
+		if b := tx.Bucket([]byte(bucket)); b != nil {
+			have = b.Get([]byte(key))
+		}
+		same = bytes.Equal(have, data)
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("read %s/%s: %w", bucket, key, err)
+	}
+	return same, nil
 }
 
 // Get reads the value under key; false: there is none.
@@ -85,6 +106,9 @@ func Get[T any](db *DB, bucket, key string) (T, bool, error) {
 
 // Delete removes key; what does not exist is removed already.
 func Delete(db *DB, bucket, key string) error {
+	if gone, err := db.holds(bucket, key, nil); gone || err != nil {
+		return err
+	}
 	err := db.bolt.Update(func(tx *bolt.Tx) error {
 		b := tx.Bucket([]byte(bucket))
 		if b == nil {

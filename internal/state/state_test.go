@@ -45,6 +45,11 @@ func TestValues(t *testing.T) {
 	require.NoError(t, Put(db, "instances", "b", record{Name: "old"}))
 	require.NoError(t, Put(db, "instances", "b", record{Name: "b"}))
 	require.NoError(t, Put(db, "others", "a", 7))
+	requireUnwritten(t, db, func() {
+		require.NoError(t, Put(db, "instances", "a", a))
+		require.NoError(t, Delete(db, "instances", "none"))
+		require.NoError(t, Delete(db, "none", "a"))
+	})
 	require.NoError(t, db.Close())
 
 	db = open(t, path)
@@ -67,6 +72,19 @@ func TestValues(t *testing.T) {
 	require.ErrorContains(t, err, "decode b")
 	require.Error(t, Put(db, "instances", "", a))
 	require.ErrorContains(t, Put(db, "instances", "f", func() {}), "encode instances/f")
+}
+
+// requireUnwritten: what do does not wait for the disk.
+func requireUnwritten(t *testing.T, db *DB, do func()) {
+	t.Helper()
+	writes := func() int64 {
+		stats := db.bolt.Stats()
+		return stats.TxStats.GetWrite()
+	}
+	before := writes()
+	require.Positive(t, before)
+	do()
+	require.Equal(t, before, writes())
 }
 
 func TestOpenLocked(t *testing.T) {
