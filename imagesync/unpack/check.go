@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,10 @@ type checker struct {
 	seen   map[uint64]struct{} // inodes with several names, so that their bytes count once
 }
 
+// namesAtATime of a directory are held, in as many directories at once as the tree is deep: with names
+// of 255 bytes, less than 20 MiB at maxDepth.
+const namesAtATime = 256
+
 func (c *checker) dir(ctx context.Context, fd int, path string, depth int) error {
 	if depth > maxDepth {
 		return &Error{Entry: path, Reason: fmt.Sprintf("is more than %d directories deep", maxDepth)}
@@ -46,20 +51,25 @@ func (c *checker) dir(ctx context.Context, fd int, path string, depth int) error
 		return hostError("open", path, err)
 	}
 	list := os.NewFile(uintptr(own), path)
-	names, err := list.Readdirnames(-1)
-	_ = list.Close()
-	if err != nil {
-		return hostError("list", path, err)
-	}
-	for _, name := range names {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("check %q: %w", shorten(path), err)
+	defer list.Close() //nolint:errcheck // only read
+	for {
+		// Removing a name that was read (a device's) makes the kernel skip no other.
+		names, err := list.Readdirnames(namesAtATime)
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-		if err := c.entry(ctx, fd, name, filepath.Join(path, name), depth); err != nil {
-			return err
+		if err != nil {
+			return hostError("list", path, err)
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("check %q: %w", shorten(path), err)
+			}
+			if err := c.entry(ctx, fd, name, filepath.Join(path, name), depth); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
 }
 
 func (c *checker) entry(ctx context.Context, parent int, name, path string, depth int) error {

@@ -3,11 +3,14 @@ package unpack
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 func TestCheck(t *testing.T) {
@@ -58,4 +61,28 @@ func TestCheck(t *testing.T) {
 	}
 	_, err = Check(t.Context(), filepath.Join(t.TempDir(), "none"), limits)
 	require.ErrorIs(t, err, unix.ENOENT)
+}
+
+// TestCheckLargeDirectory: a directory is read in parts, and what is taken away while it is read hides nothing.
+func TestCheckLargeDirectory(t *testing.T) {
+	t.Parallel()
+	functest.Need(t, os.Geteuid() == 0, "root")
+	dir := t.TempDir()
+	const files, devices = 5*namesAtATime + 7, 3*namesAtATime + 1
+	for i := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), []byte("x"), 0o600))
+	}
+	for i := range devices {
+		require.NoError(t, unix.Mknod(filepath.Join(dir, "device"+strconv.Itoa(i)), unix.S_IFCHR, int(unix.Mkdev(1, 3))))
+	}
+	limits := Limits{Entries: files, Bytes: files, MaxID: 65535}
+	stats, err := Check(t.Context(), dir, limits)
+	require.NoError(t, err)
+	require.Equal(t, Stats{Entries: files, Bytes: files, Devices: devices}, stats)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, left, files)
+	limits.Entries--
+	_, err = Check(t.Context(), dir, limits)
+	require.ErrorContains(t, err, "is one more than the limit")
 }
