@@ -26,15 +26,26 @@ func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string) (unpac
 		return unpack.Stats{}, err
 	}
 	err := unsquash.Run(ctx, unsquash.Options{
-		Program: s.o.Unsquashfs, Image: image, Target: tree, Bytes: s.o.MaxUnpackedBytes, Reserve: s.o.ReserveBytes,
+		Program: s.o.Unsquashfs, Image: image, Target: tree, Entries: s.o.MaxEntries, Bytes: s.o.MaxUnpackedBytes, Reserve: s.o.ReserveBytes,
+		Judge: func(ctx context.Context) error { return s.judge(ctx, tree) },
 	})
 	if bad, ok := errors.AsType[*unsquash.Error](err); ok {
-		return unpack.Stats{}, &refused{found: "a squashfs that cannot be unpacked: " + bad.Output, want: acceptable}
+		return unpack.Stats{}, &refused{found: "a squashfs that cannot be unpacked: " + bad.Reason, want: acceptable}
 	}
 	if err != nil {
 		return unpack.Stats{}, err
 	}
 	return unpack.Check(ctx, tree, s.limits())
+}
+
+// judge tells whether a tree that is not complete yet is too large already, or refused for another reason. What else
+// may go wrong while it changes (a file is gone again) is no verdict: the check of the complete tree tells.
+func (s *Store) judge(ctx context.Context, tree string) error {
+	_, err := unpack.Check(ctx, tree, s.limits())
+	if bad, ok := errors.AsType[*unpack.Error](err); ok {
+		return bad
+	}
+	return nil
 }
 
 // spool writes the stream to a file, with holes for zeros, leaving the reserve free.

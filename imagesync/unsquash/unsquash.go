@@ -23,23 +23,30 @@ type Options struct {
 	Program string // absolute path of unsquashfs
 	Image   string // absolute path of the image
 	Target  string // absolute path of an empty directory on the file system that is watched
-	Bytes   int64  // largest file
+	Entries int    // most files, directories and links
+	Bytes   int64  // most bytes of file content, and largest file
 	Reserve int64  // free bytes that must stay on the file system
+	// Judge looks at the tree, with the program stopped, when more inodes or blocks of the file system came into use
+	// than Entries and Bytes explain. Its error ends the run and is Run's. Others write there too, so nil lets it go on.
+	Judge func(ctx context.Context) error
 }
 
-// Error tells that the program refused the image, in its words.
-type Error struct{ Output string }
+// Error tells that the image is at fault, in the program's words or in those of the look before it.
+type Error struct{ Reason string }
 
 // Error implements error.
-func (e *Error) Error() string { return "unsquashfs: " + e.Output }
-
-// spaceInterval is the time between looks at the free space: a disk writes less
-// than the usual reserve in it.
-const spaceInterval = 100 * time.Millisecond
+func (e *Error) Error() string { return "unpack squashfs: " + e.Reason }
 
 // Run unpacks the image. It needs root. The tree has no device nodes, and it must
 // be checked before use: the image decides about owners, sizes and attributes.
 func Run(ctx context.Context, o Options) error {
+	if err := inspect(o.Image, o.Entries); err != nil {
+		return err
+	}
+	before, err := look(o.Target)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", confineCommand, o.Program, o.Image, o.Target, strconv.FormatInt(o.Bytes, 10))
@@ -58,9 +65,12 @@ func Run(ctx context.Context, o Options) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		watch(ctx, o, cancel)
+		w := watcher{o: o, before: before, process: cmd.Process}
+		if err := w.watch(ctx); err != nil {
+			cancel(err)
+		}
 	}()
-	err := cmd.Wait()
+	err = cmd.Wait()
 	cause := context.Cause(ctx)
 	cancel(nil)
 	<-watched
@@ -77,7 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	case errors.As(err, &exit) && strings.Contains(out.String(), "No space left on device"):
 		return fmt.Errorf("run unsquashfs: %w", unix.ENOSPC)
 	case errors.As(err, &exit):
-		return &Error{Output: firstLine(out.String(), err)}
+		return &Error{Reason: firstLine(out.String(), err)}
 	}
 	return fmt.Errorf("run unsquashfs: %w", err)
 }
@@ -104,22 +114,4 @@ func firstLine(out string, err error) string {
 		return err.Error()
 	}
 	return line[:min(len(line), 300)]
-}
-
-// watch ends the run when the file system gets too full.
-func watch(ctx context.Context, o Options, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(spaceInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		var st unix.Statfs_t
-		if err := unix.Statfs(o.Target, &st); err == nil && int64(st.Bavail)*st.Bsize < o.Reserve { //nolint:gosec // less than 2^63
-			cancel(fmt.Errorf("unpack squashfs: %w", unix.ENOSPC))
-			return
-		}
-	}
 }
