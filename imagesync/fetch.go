@@ -193,7 +193,7 @@ func (s *Store) unpackStream(ctx context.Context, r Request, in *bufio.Reader, s
 	case formatGzip, formatXZ, formatZstd, formatBzip2:
 		return s.unpackCompressed(ctx, f, name, in, tree, limits)
 	case formatSquashfs:
-		return s.unsquash(ctx, in, stage)
+		return s.unsquash(ctx, in, stage, verify)
 	case formatQCOW2, formatDisk:
 		return s.copyDisk(ctx, f, in, stage, r.HostArch, verify)
 	case formatUnknown, formatEmpty, formatForeign:

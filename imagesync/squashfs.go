@@ -14,15 +14,20 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync/unsquash"
 )
 
-// unsquash unpacks a squashfs. Its tables are at the end, so it is stored first;
-// then the program unpacks it in confinement, and the result is checked by the
-// rules that hold for archives.
-func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string) (unpack.Stats, error) {
+// unsquash unpacks a squashfs. Its tables are at the end, so it is stored first, and
+// no program sees it before verify has found that it is what Glance has recorded.
+// Then unsquashfs unpacks it in confinement, and the result is checked by the rules
+// that hold for archives. It is never mounted: a kernel is no place to read a file
+// system that a tenant made.
+func (s *Store) unsquash(ctx context.Context, in io.Reader, stage string, verify func() error) (unpack.Stats, error) {
 	if _, err := os.Stat(s.o.Unsquashfs); err != nil || os.Geteuid() != 0 {
 		return unpack.Stats{}, fmt.Errorf("unpack squashfs: %s (package squashfs-tools) and root are needed", s.o.Unsquashfs)
 	}
 	image, tree := filepath.Join(stage, "squashfs"), filepath.Join(stage, "tree")
 	if err := s.spool(in, image); err != nil {
+		return unpack.Stats{}, err
+	}
+	if err := verify(); err != nil {
 		return unpack.Stats{}, err
 	}
 	err := unsquash.Run(ctx, unsquash.Options{

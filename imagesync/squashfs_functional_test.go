@@ -61,3 +61,19 @@ func TestSquashfsLimits(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 3, img.Entries)
 }
+
+// TestSquashfsHashFirst: a squashfs that is not what Glance has recorded reaches no program.
+func TestSquashfsHashFirst(t *testing.T) {
+	data := makeSquashfs(t, "mkdir bin etc; touch bin/sh")
+	none := filepath.Join(t.TempDir(), "unsquashfs")
+	require.NoError(t, os.WriteFile(none, []byte("not a program"), 0o600))
+	s := openStore(t, func(o *Options) { o.Unsquashfs = none })
+	_, err := s.Sync(t.Context(), request("sound", data))
+	require.ErrorContains(t, err, "confine unsquashfs: execute "+none)
+	r := request("damaged", data)
+	r.Source.(*bytesSource).damage = func(_ int, p []byte) { clear(p[200:300]) }
+	_, err = s.Sync(t.Context(), r)
+	require.ErrorIs(t, err, ErrHashMismatch)
+	require.NotContains(t, err.Error(), "execute")
+	requireClean(t, s)
+}
