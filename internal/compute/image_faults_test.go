@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -189,6 +190,62 @@ func TestFaultyGlanceEnds(t *testing.T) {
 			all, lerr := images.List(t.Context())
 			require.NoError(t, lerr)
 			require.Empty(t, all)
+		})
+	}
+}
+
+// TestImageStoreIsFull: a build whose image finds no room goes on elsewhere, since another host may have it; where it
+// may not, its fault says so. Nothing is left either way, and not one byte is fetched.
+func TestImageStoreIsFull(t *testing.T) {
+	t.Parallel()
+	const message = "no space left in the image store"
+	for name, c := range map[string]struct {
+		args  map[string]any
+		fault string
+	}{
+		"rescheduled":   {nil, ""},
+		"no alternates": {map[string]any{"host_list": []any{}}, message},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			dir := filepath.Join(t.TempDir(), "images")
+			full, err := imagesync.Open(imagesync.Options{Dir: dir, ReserveBytes: 1 << 60, Retries: 1})
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, full.Close()) })
+			w.Images = full
+			w.restarted()
+			w.build(c.args)
+			w.requireOutcome(failing{name: name, fault: c.fault})
+			require.NotContains(t, strings.Join(w.trail.all(), "\n"), "glance GET")
+			require.Empty(t, w.images())
+			for _, part := range []string{"images", "aliases", "refs", "staging"} {
+				left, err := os.ReadDir(filepath.Join(dir, part))
+				require.NoError(t, err)
+				require.Empty(t, left, part)
+			}
+			var payload struct {
+				Exception string `json:"exception"`
+			}
+			for _, told := range w.sender.told {
+				if told.eventType == "compute.instance.create.error" {
+					require.NoError(t, json.Unmarshal(told.payload, &payload))
+				}
+			}
+			require.Regexp(t, `^ComputeResourcesUnavailable\(.*`+message, payload.Exception)
+			if c.fault == "" {
+				properties := string(w.nova.Casts("build_instances")[0].Args["filter_properties"])
+				require.Contains(t, properties, "Insufficient compute resources: sync image "+imageID+": "+message)
+			}
+
+			// The same host takes it once there is room.
+			w.Images = w.stored
+			w.restarted()
+			w.nova.Update(uuid, map[string]any{"vm_state": "building", "task_state": "scheduling"})
+			w.build(c.args)
+			require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
+			require.Len(t, w.images(), 1)
+			require.Contains(t, strings.Join(w.trail.all(), "\n"), "glance GET")
 		})
 	}
 }
