@@ -44,10 +44,15 @@ func TestSquashfsLimits(t *testing.T) {
 		"says so":    {makeSquashfs(t, "touch {1..51}"), "", "its superblock tells of 51 entries, more than the limit of 50"},
 		"hard links": {makeSquashfs(t, "touch 1; for i in {2..51}; do ln 1 $i; done"), "", "is one more than the limit of 50 entries"},
 		"lies":       {lying, "", ""}, // in the words of unsquashfs
+		"bomb":       {makeSquashfs(t, "for i in {1..9}; do head -c 2000000 /dev/zero >$i; done"), "", "makes the content larger than 16777216 bytes"},
+		"large file": {makeSquashfs(t, "head -c 20000000 /dev/zero >1"), "", "a squashfs that cannot be unpacked: a file in it is larger than 16777216 bytes"},
+		"random":     {makeSquashfs(t, "head -c 17000000 /dev/urandom >1"), "", "a squashfs that cannot be unpacked: a file in it is larger than 16777216 bytes"},
 		"endless":    {small, endless, "is one more than the limit of 50 entries"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := openStore(t, func(o *Options) { o.MaxEntries, o.Unsquashfs, o.Timeout = 50, c.program, time.Minute })
+			s := openStore(t, func(o *Options) {
+				o.MaxEntries, o.MaxUnpackedBytes, o.Unsquashfs, o.Timeout = 50, 16<<20, c.program, time.Minute
+			})
 			_, err := s.Sync(t.Context(), request("image", c.data))
 			var bad *UnacceptableError
 			require.ErrorAs(t, err, &bad)

@@ -86,6 +86,8 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	case errors.As(err, &exit) && strings.Contains(out.String(), "No space left on device"):
 		return fmt.Errorf("run unsquashfs: %w", unix.ENOSPC)
+	case errors.As(err, &exit) && strings.Contains(out.String(), "File too large"):
+		return &Error{Reason: fmt.Sprintf("a file in it is larger than %d bytes", o.Bytes)}
 	case errors.As(err, &exit):
 		return &Error{Reason: firstLine(out.String(), err)}
 	}
