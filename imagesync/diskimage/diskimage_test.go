@@ -281,10 +281,11 @@ func TestFstab(t *testing.T) {
 
 func FuzzCopy(f *testing.F) {
 	bare := disktest.Root(disktest.File{Name: "etc/link", LinkTo: "etc/hostname"}, disktest.File{Name: "hole", Data: "x", Blocks: 9}).Bytes
-	sound := [][]byte{bare, disktest.GPT(disktest.Part{Kind: disktest.RootX86, Content: bare}), disktest.QCOW2{ClusterBits: 12}.Store(bare)}
+	sound := [][]byte{bare, disktest.GPT(disktest.Part{Kind: disktest.RootX86, Content: bare}), disktest.QCOW2{ClusterBits: 12}.Store(bare), disktest.Logged().Bytes}
 	f.Add(byte(0), []byte("\x00\x04\x00\x01"))
 	f.Add(byte(1), []byte("\x28\x9f\x00\x01\x2e\x9f\x00\x01"))
 	f.Add(byte(2), []byte("\x28\x50\x00\x01"))
+	f.Add(byte(3), []byte("\x00\x04\x00\x00"))
 	f.Fuzz(func(t *testing.T, which byte, edits []byte) {
 		format := Raw
 		if int(which)%len(sound) == 2 {

@@ -292,10 +292,21 @@ func TestXattrs(t *testing.T) {
 func FuzzTree(f *testing.F) {
 	sound := disktest.Root(disktest.File{Name: "f", Data: "x", Blocks: 5}, disktest.File{Name: "d", Mode: disktest.Dir})
 	attribute(sound, 1, 4, 60, 0, 5)
-	f.Add([]byte("\x00\x04\x00\x01"))
-	f.Add([]byte("\x28\x1f\x00\x01\x2e\x1f\x00\x01"))
-	f.Fuzz(func(t *testing.T, edits []byte) {
-		if _, err := tree(disktest.Edit(sound.Bytes, edits, 40<<10)); err != nil {
+	logged := disktest.Logged()
+	f.Add(false, []byte("\x00\x04\x00\x01"))
+	f.Add(false, []byte("\x28\x1f\x00\x01\x2e\x1f\x00\x01"))
+	f.Add(true, []byte("\x00\x04\x00\x00"))
+	f.Fuzz(func(t *testing.T, journal bool, edits []byte) {
+		disk := sound.Bytes
+		if journal {
+			disk = logged.Bytes
+		}
+		disk = disktest.Edit(disk, edits, 40<<10)
+		fs, err := Open(t.Context(), &guarded{t: t, disk: disk}, int64(len(disk)))
+		if err == nil {
+			err = readAll(fs, RootInode, "", 0, map[string]string{})
+		}
+		if err != nil {
 			var found *Error
 			require.ErrorAs(t, err, &found)
 		}

@@ -30,7 +30,7 @@ const (
 
 	// maxJournal bounds the list of blocks: mkfs.ext4 makes at most half as many by itself.
 	maxJournal = 512 << 10
-	// maxRevoked bounds the list of revoked blocks.
+	// maxRevoked bounds the records of revoked blocks, of which those of one transaction are kept.
 	maxRevoked = 1 << 20
 )
 
@@ -44,12 +44,12 @@ type replayed struct {
 	blocks map[uint64]logged
 }
 
-// logged is where a newer content of a block is on the disk.
-type logged struct {
-	offset   int64
-	sequence uint32 // of its transaction
-	escaped  bool
-}
+// logged is where a newer content of a block is on the disk: its offset, a multiple of the size of a
+// block, and in the lowest bit whether it is escaped. There may be as many as a journal has blocks.
+type logged int64
+
+func (l logged) offset() int64 { return int64(l &^ 1) }
+func (l logged) escaped() bool { return l&1 != 0 }
 
 // ReadAt implements io.ReaderAt.
 func (r *replayed) ReadAt(p []byte, offset int64) (int, error) {
@@ -60,13 +60,13 @@ func (r *replayed) ReadAt(p []byte, offset int64) (int, error) {
 		part := p[done:min(len(p), done+int(size-within))]
 		newer, ok := r.blocks[uint64(at>>r.bits)] //nolint:gosec // positive
 		if ok {
-			at = newer.offset + within
+			at = newer.offset() + within
 		}
 		n, err := r.disk.ReadAt(part, at)
 		if n < len(part) {
 			return done + n, err
 		}
-		if newer.escaped && within < 4 {
+		if newer.escaped() && within < 4 {
 			var mark [4]byte
 			binary.BigEndian.PutUint32(mark[:], journalMagic)
 			copy(part, mark[within:])
@@ -88,7 +88,7 @@ type journal struct {
 	seed     uint32 // of checksums
 	fast     uint32 // blocks of fast commits behind end
 	found    map[uint64]logged
-	revoked  map[uint64]uint32 // the last transaction that revoked a block
+	revoked  int // records that were read
 }
 
 // replay reads the transactions that were committed and not yet written to their
@@ -104,7 +104,7 @@ func (fs *FS) replay(ctx context.Context) (*replayed, error) {
 	if inode.Type() != TypeFile || inode.flags&flagInlineData != 0 {
 		return nil, bad("has a journal that is no file")
 	}
-	j := &journal{fs: fs, inode: inode, found: map[uint64]logged{}, revoked: map[uint64]uint32{}}
+	j := &journal{fs: fs, inode: inode, found: map[uint64]logged{}}
 	if err := j.super(); err != nil {
 		return nil, err
 	}
@@ -115,11 +115,6 @@ func (fs *FS) replay(ctx context.Context) (*replayed, error) {
 	}
 	if err := j.checkFastCommits(); err != nil {
 		return nil, err
-	}
-	for block, l := range j.found {
-		if revoked, ok := j.revoked[block]; ok && int32(revoked-l.sequence) >= 0 { //nolint:gosec // sequence numbers go round
-			delete(j.found, block)
-		}
 	}
 	if len(j.found) == 0 {
 		return nil, nil //nolint:nilnil // documented
@@ -216,9 +211,11 @@ func (j *journal) scan(ctx context.Context) error {
 				return &Error{Found: "was not unmounted and has a malformed journal", Want: wantClean}
 			}
 			for _, t := range tags {
-				if t.offset, err = j.offset(at); err != nil {
+				offset, err := j.offset(at)
+				if err != nil {
 					return err
 				}
+				t.logged |= offset
 				open = append(open, t)
 				at = j.next(at)
 				left--
@@ -229,16 +226,16 @@ func (j *journal) scan(ctx context.Context) error {
 				return &Error{Found: "was not unmounted and has a malformed journal", Want: wantClean}
 			}
 			revokes = append(revokes, blocks...)
-			if len(j.revoked)+len(revokes) > maxRevoked {
+			if j.revoked += len(blocks); j.revoked > maxRevoked {
 				return &Error{Found: fmt.Sprintf("was not unmounted and has more than %d revoked blocks in its journal", maxRevoked), Want: wantClean}
 			}
 		case journalCommit:
 			for _, t := range open {
-				t.sequence = j.sequence
 				j.found[t.block] = t.logged
 			}
+			// It voids what this transaction and those before it have of the block; later ones are to come.
 			for _, block := range revokes {
-				j.revoked[block] = j.sequence
+				delete(j.found, block)
 			}
 			open, revokes = open[:0], revokes[:0]
 			j.sequence++
@@ -252,9 +249,9 @@ func (j *journal) scan(ctx context.Context) error {
 	return nil
 }
 
-func (j *journal) offset(n uint32) (int64, error) {
+func (j *journal) offset(n uint32) (logged, error) {
 	block, err := j.place(n)
-	return int64(block) << j.fs.sb.blockBits, err //nolint:gosec // checked by mapBlock
+	return logged(block) << j.fs.sb.blockBits, err //nolint:gosec // checked by mapBlock
 }
 
 func (j *journal) hasChecksums() bool { return j.features&(journalCsumV2|journalCsumV3) != 0 }
@@ -274,6 +271,14 @@ func (j *journal) intact(b []byte) bool {
 	return sum == binary.BigEndian.Uint32(b[at:])
 }
 
+// body is a descriptor or revoke block without the checksum at its end.
+func (j *journal) body(b []byte) []byte {
+	if j.hasChecksums() {
+		return b[:len(b)-4]
+	}
+	return b
+}
+
 // crc32c goes on with a sum as Linux does: without the inversions.
 func crc32c(sum uint32, b []byte) uint32 {
 	return ^crc32.Update(^sum, castagnoli, b)
@@ -289,9 +294,7 @@ type loggedTag struct {
 // tags reads a descriptor block: which blocks follow it.
 func (j *journal) tags(b []byte) ([]loggedTag, bool) {
 	be := binary.BigEndian
-	if j.hasChecksums() {
-		b = b[:len(b)-4]
-	}
+	b = j.body(b)
 	size := 8
 	if j.features&journal64Bit != 0 {
 		size = 12
@@ -319,7 +322,7 @@ func (j *journal) tags(b []byte) ([]loggedTag, bool) {
 		if block >= j.fs.sb.blocks {
 			return nil, false
 		}
-		tags = append(tags, loggedTag{block, logged{escaped: flags&tagEscaped != 0}})
+		tags = append(tags, loggedTag{block, logged(flags & tagEscaped)})
 		at += size
 		if flags&tagSameUUID == 0 {
 			at += 16
@@ -337,7 +340,7 @@ func (j *journal) revokes(b []byte) ([]uint64, bool) {
 	if j.features&journal64Bit != 0 {
 		size = 8
 	}
-	if used < 16 || used > len(b) {
+	if used < 16 || used > len(j.body(b)) {
 		return nil, false
 	}
 	var blocks []uint64
