@@ -76,7 +76,8 @@ type hostileArchive struct {
 	found   string        // part of the refusal: the entry's name and what is wrong with it
 }
 
-// hostileArchives is the corpus; TestHostileArchives imports each in every compression.
+// hostileArchives is the corpus; TestHostileArchives imports each in every compression. It is made anew at each run, as
+// no archiver writes such files and a stored one would not say what is wrong with it. Disks have package disktest.
 func hostileArchives() map[string]hostileArchive {
 	link := func(name, target string) *tar.Header {
 		return &tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeSymlink}
