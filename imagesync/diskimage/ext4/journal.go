@@ -32,6 +32,10 @@ const (
 	maxJournal = 512 << 10
 	// maxRevoked bounds the records of revoked blocks, of which those of one transaction are kept.
 	maxRevoked = 1 << 20
+	// maxPieces bounds the time that it takes to find the blocks: in a tree of extents of one block each, as
+	// deep and wide as may be, so many take a second, and those of the largest journal half a minute. One of
+	// mkfs or tune2fs has a few, and one of 1 KiB blocks without extents at least one for 256 blocks.
+	maxPieces = 16 << 10
 )
 
 // wantClean ends the refusals of a journal: what would work.
@@ -88,7 +92,10 @@ type journal struct {
 	seed     uint32 // of checksums
 	fast     uint32 // blocks of fast commits behind end
 	found    map[uint64]logged
-	revoked  int // records that were read
+	revoked  int    // records that were read
+	pieces   int    // runs that were looked for
+	piece    run    // the last of them
+	from     uint64 // its first block in the journal
 }
 
 // replay reads the transactions that were committed and not yet written to their
@@ -124,14 +131,21 @@ func (fs *FS) replay(ctx context.Context) (*replayed, error) {
 
 // place finds a block of the journal on the disk.
 func (j *journal) place(n uint32) (uint64, error) {
-	r, err := j.fs.mapBlock(j.inode, uint64(n))
-	if err != nil {
-		return 0, err
+	within := uint64(n) - j.from
+	if uint64(n) < j.from || within >= j.piece.count {
+		if j.pieces++; j.pieces > maxPieces {
+			return 0, &Error{Found: fmt.Sprintf("was not unmounted and has its journal in more than %d pieces", maxPieces), Want: wantClean}
+		}
+		r, err := j.fs.mapBlock(j.inode, uint64(n))
+		if err != nil {
+			return 0, err
+		}
+		j.from, j.piece, within = uint64(n), r, 0
 	}
-	if !r.written {
+	if !j.piece.written {
 		return 0, bad("has a journal with a hole at its block %d", n)
 	}
-	return r.first, nil
+	return j.piece.first + within, nil
 }
 
 // read gives a block of the journal; it is valid until the next call.

@@ -326,6 +326,26 @@ func TestHostileJournal(t *testing.T) {
 		"mapped onto itself, revokes": {func(f *disktest.FS) {
 			mapAgain(f, f.Journal(plain, same(440, plain.Revoke(1, make([]uint64, 252)...))...))
 		}, "more than 1048576 revoked blocks"},
+		"mapped onto itself, block by block": {func(f *disktest.FS) {
+			super := f.Journal(plain, plain.Revoke(1))
+			inode := f.InodeNumber(disktest.JournalInode)
+			first := le.Uint32(inode[0x28+20:])
+			be.PutUint32(super[16:], maxJournal)
+			le.PutUint32(inode[4:], maxJournal*disktest.Ext4Block)
+			le.PutUint32(inode[0x20:], 0)
+			for slot := range uint32(15) { // twelve blocks, and one each of three levels
+				le.PutUint32(inode[0x28+4*slot:], first+min(slot, 1))
+			}
+			below := first + 1
+			for level := range 3 {
+				at := f.Allocate()
+				for n := range disktest.Ext4Block / 4 {
+					le.PutUint32(f.Block(at)[4*n:], below)
+				}
+				below = uint32(at)
+				le.PutUint32(inode[0x28+4*(12+level):], below)
+			}
+		}, "more than 16384 pieces"},
 		"mapped onto itself, commits": {func(f *disktest.FS) { mapAgain(f, f.Journal(plain, same(440, plain.Commit(1))...)) }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
