@@ -24,7 +24,6 @@ import (
 var (
 	imageDir     = os.Getenv("COMPUTE_AGENT_TEST_IMAGES")
 	debianImage  = filepath.Join(imageDir, "debian-12-rootfs.tar.xz")
-	debianDisk   = filepath.Join(imageDir, "debian-12-generic.qcow2") // compressed, with a GPT
 	busyboxImage = filepath.Join(imageDir, "busybox-rootfs.tar.gz")
 )
 
@@ -197,23 +196,22 @@ func TestMemoryOfBombs(t *testing.T) {
 func TestMemoryOfDisks(t *testing.T) {
 	file := os.Getenv("IMAGESYNC_TEST_CHILD")
 	if file == "" {
-		needImage(t, debianDisk)
+		needImage(t, debianImage)
 		_, err := exec.LookPath("qemu-img")
 		functest.Need(t, err == nil, "qemu-img")
 		dir := t.TempDir()
+		disk := filepath.Join(dir, "disk.raw")
+		run(t, "mkdir "+dir+"/tree && tar -C "+dir+"/tree -xpf "+debianImage+" && mkfs.ext4 -q -d "+dir+"/tree "+disk+" 2G && rm -r "+dir+"/tree")
 		for name, convert := range map[string]string{
-			"compressed": "",
+			"compressed": "-c -O qcow2",
 			"plain":      "-O qcow2",
 			"raw":        "-O raw",
 		} {
 			t.Run(name, func(t *testing.T) {
-				disk := debianDisk
-				if convert != "" {
-					disk = filepath.Join(dir, name)
-					run(t, "qemu-img convert -q "+convert+" "+debianDisk+" "+disk)
-				}
+				converted := filepath.Join(dir, name)
+				run(t, "qemu-img convert -q -f raw "+convert+" "+disk+" "+converted)
 				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestMemoryOfDisks$", "-test.v")
-				cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD="+disk)
+				cmd.Env = append(os.Environ(), "IMAGESYNC_TEST_CHILD="+converted)
 				out, err := cmd.CombinedOutput()
 				t.Log(string(out))
 				require.NoError(t, err)
