@@ -194,7 +194,7 @@ uploads it, and "compute-agent image import" takes it back. FILE is <id>.tar.zst
 its ending, or --compression, says how it is compressed. The file appears when it is complete.`,
 		Example: `  compute-agent image export 36adbebc
   compute-agent image export 36adbebc /backup/debian.tar.xz
-  compute-agent image export 36adbebc --compression none - | incus image import /dev/stdin --alias debian`,
+  compute-agent image export 36adbebc debian.tar.xz && incus image import debian.tar.xz --alias debian`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return flags.withImages(cmd.Context(), func(images control.Images) error {

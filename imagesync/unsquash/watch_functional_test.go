@@ -54,12 +54,19 @@ func TestWatch(t *testing.T) {
 			ownFileSystem(t, &o)
 			o.Program, o.Entries, o.Bytes = program(t, c.script), c.entries, c.bytes
 			judged := 0
-			o.Judge = func(context.Context) error {
+			o.Judge = func(ctx context.Context) error {
 				judged++
-				time.Sleep(20 * time.Millisecond) // what is under way ends
+				tick := time.NewTicker(20 * time.Millisecond)
+				defer tick.Stop()
 				before := count(o.Target)
-				time.Sleep(100 * time.Millisecond)
-				assert.Equal(t, before, count(o.Target), "it stands still")
+				for last := -1; last != before && ctx.Err() == nil; before = count(o.Target) { // what is under way ends
+					last = before
+					<-tick.C
+				}
+				for range 5 {
+					<-tick.C
+					assert.Equal(t, before, count(o.Target), "it stands still")
+				}
 				return errTooLarge
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

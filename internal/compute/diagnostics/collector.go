@@ -116,18 +116,18 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	missing := len(instances)
-	for series := range c.measure(ctx, instances) {
+	c.measure(ctx, instances, func(series []prometheus.Metric) {
 		missing--
 		for _, metric := range series {
 			ch <- metric
 		}
-	}
+	})
 	ch <- prometheus.MustNewConstMetric(unmeasured, prometheus.GaugeValue, float64(missing))
 }
 
-// measure gives the series of each instance. The channel is closed when all are there or ctx ends; a look that
+// measure gives take the series of each instance until all are there or ctx ends; a look that
 // hangs goes on by itself, and its instance is not looked at until it has ended.
-func (c *Collector) measure(ctx context.Context, instances []Labelled) <-chan []prometheus.Metric {
+func (c *Collector) measure(ctx context.Context, instances []Labelled, take func(series []prometheus.Metric)) {
 	work := make(chan Labelled, len(instances)) // all of it
 	for _, i := range instances {
 		work <- i
@@ -153,28 +153,24 @@ func (c *Collector) measure(ctx context.Context, instances []Labelled) <-chan []
 		workers.Wait()
 		close(done)
 	}()
-	out := make(chan []prometheus.Metric)
-	go func() {
-		defer close(out)
-		for {
-			select {
-			case series := <-found:
-				out <- series
-				continue
-			case <-ctx.Done():
-			case <-done:
-			}
-			for { // what is there
-				select {
-				case series := <-found:
-					out <- series
-				default:
-					return
-				}
-			}
+	for waiting := true; waiting; {
+		select {
+		case series := <-found:
+			take(series)
+		case <-ctx.Done():
+			waiting = false
+		case <-done:
+			waiting = false
 		}
-	}()
-	return out
+	}
+	for { // what is there
+		select {
+		case series := <-found:
+			take(series)
+		default:
+			return
+		}
+	}
 }
 
 func (c *Collector) begin(uuid string) bool {
