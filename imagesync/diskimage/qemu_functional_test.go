@@ -81,8 +81,9 @@ func TestQemuRefusals(t *testing.T) {
 	for found, command := range map[string]string{
 		"backing file":       "qemu-img create -q -f qcow2 -b disk -F raw image",
 		"external data file": "qemu-img create -q -f qcow2 -o data_file=data image 10M",
-		"encrypted":          "qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 image 10M",
-		"extended L2":        "qemu-img create -q -f qcow2 -o extended_l2=on image 10M",
+		// LUKS instead of AES has qemu-img measure the processor first, which fails on one whose clock is coarse; see qcow2's TestHostile.
+		"encrypted":   "qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=aes,encrypt.key-secret=s image 10M",
+		"extended L2": "qemu-img create -q -f qcow2 -o extended_l2=on image 10M",
 	} {
 		script(t, work, "rm -f image; "+command)
 		f, err := os.Open(work + "/image")
