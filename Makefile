@@ -19,7 +19,7 @@ RELEASE := zed
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 
-.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
+.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-agent bench-disks bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -87,8 +87,13 @@ functional-incus: prerequisites ## images to and from a real Incus, out of the b
 	tests/functional/prerequisites.sh tests
 	$(LAB) run env $(FUNCTIONAL) -v -timeout 10m -run '^TestIncus$$' ./tests/functional
 
-bench: prerequisites ## start, boot and delete, messages and memory, beside the distribution's nova-compute
+bench: bench-agent bench-disks bench-images ## everything that is measured, a table each; on a machine with nothing else to do
+
+bench-agent: prerequisites ## start, boot and delete, messages, memory and operations, beside the distribution's nova-compute
 	go run ./tests/functional/bench
+
+bench-disks: prerequisites ## root disks: ready, deleted, a second one of a small and a large image
+	$(FUNCTIONAL) -run '^$$' -bench . -benchtime 12x -p 1 ./internal/storage/overlay ./internal/storage/dir ./internal/storage/btrfs
 
 bench-images: prerequisites ## import of an image beside curl, xz and tar, which take turns
 	COMPUTE_AGENT_SPEED_ROUNDS=7 COMPUTE_AGENT_TEST_IMAGES=$${COMPUTE_AGENT_TEST_IMAGES:-/var/lib/compute-agent-lab/images} \

@@ -2,6 +2,7 @@ package lxc
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,8 +36,8 @@ type plan struct {
 const minConsoleFile = 4096
 
 // writeConfig renders the configuration of an instance and puts it where liblxc reads it.
-func (d *Driver) writeConfig(r record, nics []driver.NIC, devices []storage.Device) error {
-	p, err := d.plan(r, nics)
+func (d *Driver) writeConfig(ctx context.Context, r record, nics []driver.NIC, devices []storage.Device) error {
+	p, err := d.plan(ctx, r, nics)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (p *plan) render() string {
 	return b.String()
 }
 
-func (d *Driver) plan(r record, nics []driver.NIC) (plan, error) {
+func (d *Driver) plan(ctx context.Context, r record, nics []driver.NIC) (plan, error) {
 	p := plan{
 		record:       r,
 		NICs:         nics,
@@ -62,7 +63,7 @@ func (d *Driver) plan(r record, nics []driver.NIC) (plan, error) {
 		swapAccount:  d.swapAccount(),
 		seccomp:      d.seccompProfile(),
 		appArmor:     d.appArmor(),
-		lxcfs:        d.lxcfs(),
+		lxcfs:        d.lxcfs(ctx),
 		console:      d.consoleFile(r.Spec.Name),
 		consoleBytes: consoleFileSize(d.o.ConsoleSize),
 		preStart:     d.markFile(r, preStart),

@@ -63,6 +63,8 @@ type Driver struct {
 	cgroups cgroups
 	version libVersion
 
+	lxcfsServer lxcfsServer
+
 	createMu sync.Mutex // makes "is the name free" and "record it" one step
 
 	mu   sync.Mutex        // guards subs
@@ -92,7 +94,7 @@ func New(o Options) (*Driver, error) {
 	if err := o.makeDirectories(); err != nil {
 		return nil, err
 	}
-	d := &Driver{o: o, cgroups: cg, version: v, subs: make(map[*watcher]bool)}
+	d := &Driver{o: o, cgroups: cg, version: v, subs: make(map[*watcher]bool), lxcfsServer: lxcfsServer{mount: o.LXCFSMount, limit: lxcfsTimeout}}
 	if err := d.writeSeccompProfile(); err != nil {
 		return nil, err
 	}
@@ -181,7 +183,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	return d.writeConfig(rec, nil, nil)
+	return d.writeConfig(ctx, rec, nil, nil)
 }
 
 // nameFree reports ErrExists if the name belongs to another instance or to a container that is not ours.

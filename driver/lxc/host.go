@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
 
@@ -30,7 +31,7 @@ type Check struct {
 }
 
 // Checks looks at the host once, as at the agent's start. It changes nothing.
-func (d *Driver) Checks(_ context.Context) []Check {
+func (d *Driver) Checks(ctx context.Context) []Check {
 	return []Check{
 		{"privileges", checkPrivileges()},
 		{"kernel", checkKernel()},
@@ -39,7 +40,7 @@ func (d *Driver) Checks(_ context.Context) []Check {
 		{"inotify", checkInotify(readInt("/proc/sys/fs/inotify/max_user_instances"))},
 		{"ids of guests", d.checkIDs()},
 		{"AppArmor", d.checkAppArmor()},
-		{"lxcfs", d.checkLXCFS()},
+		{"lxcfs", d.checkLXCFS(ctx)},
 	}
 }
 
@@ -126,15 +127,15 @@ func (d *Driver) checkAppArmor() []Problem {
 	return nil
 }
 
-func (d *Driver) checkLXCFS() []Problem {
+func (d *Driver) checkLXCFS(ctx context.Context) []Problem {
 	switch {
-	case d.o.LXCFS == ModeOff || d.lxcfs() != "":
+	case d.o.LXCFS == ModeOff || d.lxcfs(ctx) != "":
 		return nil
 	case d.o.LXCFS == ModeOn:
-		return []Problem{{"lxcfs is required but not mounted at " + d.o.LXCFSMount, "install and start lxcfs", true}}
+		return []Problem{{"lxcfs is required, but none answers at " + d.o.LXCFSMount, "install and start lxcfs", true}}
 	}
 	return []Problem{{
-		"lxcfs is not mounted at " + d.o.LXCFSMount + ", so guests see the node's memory and uptime as theirs",
+		"no lxcfs answers at " + d.o.LXCFSMount + ", so guests see the node's memory and uptime as theirs",
 		"install and start lxcfs, or set [lxc] lxcfs to off", false,
 	}}
 }
@@ -203,12 +204,13 @@ func (d *Driver) swapAccount() bool {
 	return err == nil && len(found) > 0
 }
 
-// lxcfs is lxcfs' mount point if it shall be used and is there.
-func (d *Driver) lxcfs() string {
-	if d.o.LXCFS == ModeOff {
+// lxcfs is lxcfs' mount point if it shall be used, is there and answers: liblxc would wait for it without end.
+func (d *Driver) lxcfs(ctx context.Context) string {
+	if d.o.LXCFS == ModeOff || mountedAt(d.o.LXCFSMount) == "" {
 		return ""
 	}
-	if _, err := os.Stat(filepath.Join(d.o.LXCFSMount, "proc", "meminfo")); err != nil {
+	if err := d.lxcfsServer.answers(ctx); err != nil {
+		reqctx.Log(ctx).WithField("path", d.o.LXCFSMount).WithError(err).Warning("lxcfs does not answer and is not used")
 		return ""
 	}
 	return d.o.LXCFSMount

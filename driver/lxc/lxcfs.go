@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -93,12 +94,11 @@ func (d *Driver) Run(ctx context.Context) error {
 // lxcfsKeeper remembers what guests have been given. It belongs to one goroutine.
 type lxcfsKeeper struct {
 	d       *Driver
-	timeout time.Duration // of lxcfs' answer, and of the work on one guest
+	timeout time.Duration // of the work on one guest
 
 	device string               // of the lxcfs that guests have; "": none
 	pass   int                  // of lxcfsPasses, that comes next
 	due    time.Time            // when it comes
-	asked  <-chan error         // an lxcfs that has not answered yet
 	hung   map[int]<-chan error // guests on whom somebody still works, by the init
 }
 
@@ -118,7 +118,7 @@ func (k *lxcfsKeeper) look(ctx context.Context) time.Duration {
 		k.device = ""
 		return -1
 	case now != k.device:
-		if err := k.answers(ctx); err != nil {
+		if err := k.d.lxcfsServer.answers(ctx); err != nil {
 			log.WithError(err).Warning("lxcfs does not answer")
 			return lxcfsRetry
 		}
@@ -147,21 +147,68 @@ func mountedAt(path string) string {
 	return fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
 }
 
-// answers waits until lxcfs has answered a question. One that hangs is asked no other.
-func (k *lxcfsKeeper) answers(ctx context.Context) error {
-	if k.asked == nil {
-		answer := make(chan error, 1) // it may come after nobody waits
+// lxcfsServer asks lxcfs, one question at a time: one that hangs keeps a thread for each.
+type lxcfsServer struct {
+	mount string
+	limit time.Duration // of its answer
+
+	mu    sync.Mutex // guards asked
+	asked *lxcfsQuestion
+}
+
+type lxcfsQuestion struct {
+	answered chan struct{}
+	err      error // when answered is closed
+}
+
+// answers waits until lxcfs has answered a question.
+func (s *lxcfsServer) answers(ctx context.Context) error {
+	s.mu.Lock()
+	q := s.asked
+	if q == nil {
+		q = &lxcfsQuestion{answered: make(chan struct{})}
+		s.asked = q
 		go func() {
-			_, err := os.ReadFile(filepath.Join(k.d.o.LXCFSMount, "proc", "uptime"))
-			answer <- err
+			q.err = readLXCFS(filepath.Join(s.mount, "proc", "uptime"))
+			s.mu.Lock()
+			s.asked = nil
+			s.mu.Unlock()
+			close(q.answered)
 		}()
-		k.asked = answer
 	}
-	err, ended := await(ctx, k.asked, k.timeout)
-	if ended {
-		k.asked = nil
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, s.limit, fmt.Errorf("no answer after %s", s.limit))
+	defer cancel()
+	select {
+	case <-q.answered:
+		return q.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return err
+}
+
+// readLXCFS reads a file without the runtime's poller: to add a file to that asks the file system whether it is ready
+// (fs/fuse/file.c:fuse_file_poll), and while lxcfs does not answer, nothing in this process could wait for anything else.
+func readLXCFS(file string) error {
+	return uninterrupted(func() error {
+		fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", file, err)
+		}
+		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		if _, err := unix.Read(fd, make([]byte, 64)); err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		return nil
+	})
+}
+
+func uninterrupted(do func() error) error {
+	for {
+		if err := do(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // await waits for the end of something that cannot be interrupted; ended is false if it goes on.

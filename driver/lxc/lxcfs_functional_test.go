@@ -138,15 +138,19 @@ func TestFunctionalLXCFSHangs(t *testing.T) {
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	require.Eventually(t, func() bool { return strings.HasPrefix(status(pid, "State"), "T") }, 5*time.Second, time.Millisecond)
 	goOn := func() { _ = unix.Kill(pid, unix.SIGCONT) } // twice, once of them to one that goes on
 	t.Cleanup(goOn)
 
+	d.lxcfsServer.limit = 200 * time.Millisecond
 	k := newLXCFSKeeper(d, 200*time.Millisecond)
 	for range 2 {
 		began := time.Now()
 		require.Equal(t, lxcfsRetry, k.look(t.Context()))
 		require.Less(t, time.Since(began), 5*time.Second)
 	}
+	late := started(t, d, nil)
+	require.False(t, served(t, d, late.UUID))
 	goOn()
 	require.Eventually(t, func() bool {
 		k.look(t.Context())

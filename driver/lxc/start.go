@@ -101,7 +101,7 @@ func (d *Driver) configure(ctx context.Context, rec record, nics []driver.NIC) e
 	if err != nil {
 		return err
 	}
-	if err := d.writeConfig(rec, nics, devices); err != nil {
+	if err := d.writeConfig(ctx, rec, nics, devices); err != nil {
 		return err
 	}
 	if err := d.holdWriteback(rec, devices); err != nil {
