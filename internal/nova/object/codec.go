@@ -117,17 +117,12 @@ func current(o Object) (map[string]json.RawMessage, []string, error) {
 	cloned := false
 	v := reflect.ValueOf(o).Elem()
 	for _, f := range fieldsOf(v.Type()) {
-		fv := v.FieldByIndex(f.index)
-		same, err := f.unchanged(h, fv)
+		raw, changed, err := f.changed(h, v)
 		if err != nil {
-			return nil, nil, fmt.Errorf("encode %s field %s: %w", h, f.name, err)
+			return nil, nil, err
 		}
-		if same {
+		if !changed {
 			continue
-		}
-		raw, err := f.encode(fv)
-		if err != nil {
-			return nil, nil, fmt.Errorf("encode %s field %s: %w", h, f.name, err)
 		}
 		if !cloned {
 			cloned = true
@@ -139,6 +134,19 @@ func current(o Object) (map[string]json.RawMessage, []string, error) {
 		changes = addChange(changes, f.name)
 	}
 	return data, changes, nil
+}
+
+// changed encodes the field of an object's value v, if the typed value says something else than the received one.
+func (f *field) changed(h *Header, v reflect.Value) (raw json.RawMessage, changed bool, err error) {
+	fv := v.FieldByIndex(f.index)
+	same, err := f.unchanged(h, fv)
+	if err == nil && !same {
+		raw, err = f.encode(fv)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("encode %s field %s: %w", h, f.name, err)
+	}
+	return raw, !same, nil
 }
 
 // unchanged reports whether the typed value still says what the received field says.
@@ -165,12 +173,19 @@ func encode(o Object) ([]byte, error) {
 
 // Field returns one field as it would be encoded now; false: it is not set.
 func Field(o Object, name string) (json.RawMessage, bool, error) {
-	data, _, err := current(o)
-	if err != nil {
-		return nil, false, err
+	h := o.Head()
+	raw, set := h.Data[name]
+	v := reflect.ValueOf(o).Elem()
+	for _, f := range fieldsOf(v.Type()) {
+		if f.name != name {
+			continue
+		}
+		now, changed, err := f.changed(h, v)
+		if err != nil || changed {
+			return now, err == nil, err
+		}
 	}
-	raw, ok := data[name]
-	return raw, ok, nil
+	return raw, set, nil
 }
 
 // Mark stores the named typed fields, zero or not, as set and changed; without
