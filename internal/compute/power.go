@@ -14,6 +14,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/rpc"
 )
 
@@ -103,11 +104,34 @@ func (m *Manager) powerOffOrLeave(ctx context.Context, uuid string, timeout time
 	}))
 }
 
+// powerOffToStart stops a guest that is started again at once. A sound root disk stays mounted: to unmount it means to wait until the host's disk has
+// all that the guest has written. One that the kernel has met errors in is read-only until it is mounted anew.
+func (m *Manager) powerOffToStart(ctx context.Context, uuid string) error {
+	if err := m.Driver.Stop(ctx, uuid, 0, m.opts.ShutdownRetryInterval); err != nil && !errors.Is(err, driver.ErrNotFound) {
+		return err
+	}
+	if roots, ok := m.Roots.(storage.Sounder); ok {
+		sound, err := roots.Sound(ctx, uuid)
+		if err != nil {
+			reqctx.Log(ctx).WithError(err).Warning("cannot tell whether the root disk has errors; it is mounted anew")
+		}
+		if sound {
+			return m.putAway(ctx, uuid)
+		}
+	}
+	return m.off(ctx, uuid, nil)
+}
+
 // off puts away what a guest that was stopped leaves.
 func (m *Manager) off(ctx context.Context, uuid string, err error) error {
 	if err != nil && !errors.Is(err, driver.ErrNotFound) {
 		return err
 	}
+	return errors.Join(m.putAway(ctx, uuid), m.Roots.Unmount(ctx, uuid))
+}
+
+// putAway is off but for the root disk.
+func (m *Manager) putAway(ctx context.Context, uuid string) error {
 	m.replug(ctx, uuid)
 	if err := m.Drives.Unmount(ctx, uuid); err != nil {
 		return err
@@ -121,7 +145,7 @@ func (m *Manager) off(ctx context.Context, uuid string, err error) error {
 			return err
 		}
 	}
-	return m.unmountDisks(ctx, uuid)
+	return errors.Join(m.Ephemeral.Unmount(ctx, uuid), m.Shares.Unmount(uuid))
 }
 
 // startInstance starts a stopped guest (nova/compute/manager.py:start_instance).

@@ -120,6 +120,25 @@ func TestSoftRebootOfADeafGuest(t *testing.T) {
 	require.NotEqual(t, before.InitPID, after.InitPID, "it is rebooted hard")
 }
 
+// TestRebootKeepsSoundDisk: what a guest has written need not be on the host's disk before it runs again, and a disk with errors is mounted anew.
+func TestRebootKeepsSoundDisk(t *testing.T) {
+	t.Parallel()
+	for sound, want := range map[bool]int{true: 0, false: 1} {
+		w := built(t)
+		w.roots.sound = sound
+		w.trail.clear()
+		_, err := w.operate("reboot_instance", "rebooting_hard", map[string]any{"reboot_type": "HARD"})
+		require.NoError(t, err)
+		unmounts := 0
+		for _, line := range w.trail.all() {
+			if line == "root.unmount "+uuid {
+				unmounts++
+			}
+		}
+		require.Equal(t, want, unmounts, "sound: %t", sound)
+	}
+}
+
 func TestRebootFailures(t *testing.T) {
 	t.Parallel()
 	w := built(t)

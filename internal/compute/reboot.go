@@ -83,7 +83,7 @@ func (m *Manager) restart(ctx context.Context, inst *object.Instance, info objec
 			reqctx.Log(ctx).WithField("timeout", m.opts.RebootTimeout).Warning("guest did not halt for a soft reboot; rebooting it hard")
 		}
 	}
-	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
+	if err := m.powerOffToStart(ctx, inst.UUID); err != nil {
 		return err
 	}
 	return m.powerOn(ctx, inst, info)

@@ -135,6 +135,22 @@ func (c *choice) Devices(ctx context.Context, instanceID string) (devices []Devi
 	return devices, err
 }
 
+// Sound implements Sounder; a root disk of a back end that cannot tell is not.
+func (c *choice) Sound(ctx context.Context, instanceID string) (sound bool, err error) {
+	err = c.any(func(b Backend) error {
+		s, ok := b.(Sounder)
+		if !ok {
+			return ErrNotFound
+		}
+		sound, err = s.Sound(ctx, instanceID)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return sound, err
+}
+
 // List implements Backend.
 func (c *choice) List(ctx context.Context) ([]string, error) {
 	var all []string

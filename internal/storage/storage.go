@@ -134,6 +134,12 @@ type Devicer interface {
 	Devices(ctx context.Context, instanceID string) ([]Device, error)
 }
 
+// Sounder is a back end that can tell whether a root disk gains anything from being mounted anew.
+type Sounder interface {
+	// Sound tells that a root disk is mounted, and that the kernel has met no error in a file system of its own.
+	Sound(ctx context.Context, instanceID string) (bool, error)
+}
+
 // Usage is a pool's size in bytes.
 type Usage struct {
 	Total uint64

@@ -4,6 +4,8 @@ package functional
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +51,17 @@ func TestReboot(t *testing.T) {
 			require.Equal(t, kind == "SOFT", strings.Contains(log, "busybox: shutting down"), "only a soft reboot asks the guest:\n%s", log)
 		})
 	}
+}
+
+// TestRebootOfReadOnlyDisk: a root disk in which the kernel has met an error can be written again after a hard reboot.
+func TestRebootOfReadOnlyDisk(t *testing.T) {
+	server := boot(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1}, nil), Networks: "none"})
+	inside(t, server.ID, "touch", "/kept")
+	require.NoError(t, os.WriteFile(filepath.Join("/sys/fs/ext4", rootDevice(t, server.ID), "trigger_fs_error"), []byte("an error by the test\n"), 0))
+	out := inside(t, server.ID, "sh", "-c", "touch /more 2>&1; true")
+	require.Contains(t, strings.Join(strings.Fields(out), " "), "Read-only file system")
+	act(t, server.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
+	inside(t, server.ID, "touch", "/kept", "/more")
 }
 
 func TestPoweroffInsideIsNoticed(t *testing.T) {

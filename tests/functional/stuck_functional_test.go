@@ -26,20 +26,25 @@ const (
 	fiThaw   = 0xC0045878
 )
 
-// freezeDisk stops all writing to a server's root disk, as a storage that hangs does, until thaw is called.
-func freezeDisk(t *testing.T, id string) (thaw func()) {
+// rootDevice is the loop device of a server's root disk.
+func rootDevice(t *testing.T, id string) string {
 	t.Helper()
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	require.NoError(t, err)
-	device := ""
 	for _, file := range files {
 		if backing, err := os.ReadFile(file); err == nil && strings.Contains(string(backing), id) {
-			device = "/dev/" + strings.Split(file, "/")[3]
+			return strings.Split(file, "/")[3]
 		}
 	}
-	require.NotEmpty(t, device, "the root disk is a device of its own")
+	require.Fail(t, "the root disk is no device of its own")
+	return ""
+}
+
+// freezeDisk stops all writing to a server's root disk, as a storage that hangs does, until thaw is called.
+func freezeDisk(t *testing.T, id string) (thaw func()) {
+	t.Helper()
 	place := t.TempDir() // the same file system once more: where the server has it no path leads to
-	require.NoError(t, unix.Mount(device, place, "ext4", 0, ""))
+	require.NoError(t, unix.Mount("/dev/"+rootDevice(t, id), place, "ext4", 0, ""))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(place, 0)) })
 	dir, err := os.Open(place)
 	require.NoError(t, err)

@@ -4,7 +4,10 @@ package ext4
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -85,6 +88,20 @@ func MountIDMapped(ctx context.Context, path, target string, sizeGB int, ids sto
 // discard, so that what the guest deletes is given back to the host.
 func options(device *os.File) []mount.Option {
 	return []mount.Option{{Key: "source", Value: device.Name()}, {Key: "noinit_itable"}, {Key: "discard"}, {Key: "errors", Value: "remount-ro"}}
+}
+
+// Sound tells that the file system in the file is mounted, and that the kernel has met no error in it.
+func Sound(path string) (bool, error) {
+	device, err := loop.Attached(path)
+	if err != nil || device == nil {
+		return false, err
+	}
+	defer device.Close() //nolint:errcheck // nothing was written
+	count, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device.Name()), "errors_count"))
+	if errors.Is(err, fs.ErrNotExist) { // the device has the file, and nothing has the device
+		return false, nil
+	}
+	return string(count) == "0\n", err
 }
 
 // Shutdown stops the file system in the file, if it is mounted, without writing

@@ -93,6 +93,19 @@ func (b *FileRoots) Copy(ctx context.Context, from string, to storage.Root) erro
 	return nil
 }
 
+// Sound implements storage.Sounder.
+func (b *FileRoots) Sound(_ context.Context, instanceID string) (bool, error) {
+	r, err := b.Pool.Get(instanceID)
+	if err != nil {
+		return false, err
+	}
+	mounted, err := mount.Is(filepath.Join(b.Pool.Path(instanceID), RootfsDir))
+	if err != nil || !mounted || r.SizeGB == 0 {
+		return mounted, err
+	}
+	return ext4.Sound(b.File(instanceID))
+}
+
 // Devices implements storage.Devicer: the loop device, which is the root disk's own; without a size
 // the disks that the pool lies on.
 func (b *FileRoots) Devices(_ context.Context, instanceID string) ([]storage.Device, error) {
