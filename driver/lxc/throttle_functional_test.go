@@ -4,9 +4,12 @@ package lxc
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +19,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/driver/drivertest"
+	"github.com/compute-agent/compute-agent/flavor"
 	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
@@ -25,33 +29,7 @@ import (
 // page cache or the kernel writes for it later.
 func TestFunctionalThrottle(t *testing.T) {
 	const limit = 20 << 20
-	dir := testDir(t)
-	image, rootfs := filepath.Join(dir, "disk"), filepath.Join(dir, "root")
-	require.NoError(t, os.Mkdir(rootfs, 0o755))
-	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, 512<<20))
-	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, rootfs}} {
-		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
-		require.NoErrorf(t, err, "%s", out)
-	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(rootfs, 0)) })
-	d := newDriver(t, func(o *Options) {
-		o.Disks = func(context.Context, string) ([]storage.Device, error) {
-			devices, err := mount.Devices(rootfs)
-			for i := range devices {
-				devices[i].Own = true
-			}
-			return devices, err
-		}
-	})
-	controller := map[bool]string{true: "io", false: "blkio"}[d.cgroups.layout == layoutV2]
-	functest.Need(t, d.cgroups.has(controller), "cgroup controller "+controller)
-	spec, plain := newSpec(t)
-	require.NoError(t, os.RemoveAll(plain))
-	spec.Limits.Disk.TotalBytesSec = limit
-	drivertest.BusyboxRootFS(t, rootfs, spec.IDs)
-	require.NoError(t, d.Create(t.Context(), spec, rootfs))
-	require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+	d, spec, rootfs := throttledGuest(t, flavor.DiskLimits{TotalBytesSec: limit})
 
 	const megabytes = 60
 	want := float64(megabytes<<20) / limit
@@ -74,15 +52,114 @@ func TestFunctionalThrottle(t *testing.T) {
 		require.NoError(t, unix.Syncfs(int(root.Fd())))
 	})
 
+	requireFreed(t, d, spec.UUID, rootfs, "write_bps")
+}
+
+// throttledGuest starts a guest with a disk of its own that has limits.
+func throttledGuest(t *testing.T, limits flavor.DiskLimits) (d *Driver, spec driver.Spec, rootfs string) {
+	t.Helper()
+	dir := testDir(t)
+	image := filepath.Join(dir, "disk")
+	rootfs = filepath.Join(dir, "root")
+	require.NoError(t, os.Mkdir(rootfs, 0o755))
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 512<<20))
+	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, rootfs}} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		require.NoErrorf(t, err, "%s", out)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(rootfs, 0)) })
+	d = newDriver(t, func(o *Options) {
+		o.Disks = func(context.Context, string) ([]storage.Device, error) {
+			devices, err := mount.Devices(rootfs)
+			for i := range devices {
+				devices[i].Own = true
+			}
+			return devices, err
+		}
+	})
+	controller := map[bool]string{true: "io", false: "blkio"}[d.cgroups.layout == layoutV2]
+	functest.Need(t, d.cgroups.has(controller), "cgroup controller "+controller)
+	spec, plain := newSpec(t)
+	require.NoError(t, os.RemoveAll(plain))
+	spec.Limits.Disk = limits
+	drivertest.BusyboxRootFS(t, rootfs, spec.IDs)
+	require.NoError(t, d.Create(t.Context(), spec, rootfs))
+	require.NoError(t, d.Start(t.Context(), spec.UUID, nil))
+	return d, spec, rootfs
+}
+
+// requireFreed destroys the guest and looks whether its device is given back without a limit.
+func requireFreed(t *testing.T, d *Driver, uuid, rootfs, bound string) {
+	t.Helper()
 	devices, err := mount.Devices(rootfs)
 	require.NoError(t, err)
-	require.NoError(t, d.Destroy(t.Context(), spec.UUID))
-	if d.cgroups.layout != layoutV2 {
-		left, err := os.ReadFile(d.cgroups.file("blkio", "", "blkio.throttle.write_bps_device"))
+	require.NotEmpty(t, devices)
+	if d.cgroups.layout == layoutV2 {
+		return // there the limits are the guest's groups' alone
+	}
+	limited := func() bool {
+		lines, err := os.ReadFile(d.cgroups.file("blkio", "", "blkio.throttle."+bound+"_device"))
 		require.NoError(t, err)
-		for line := range strings.Lines(string(left)) {
-			require.NotEqual(t, devices[0].Number, strings.Fields(line)[0], "the device is given back without a limit")
-		}
+		return strings.Contains("\n"+string(lines), "\n"+devices[0].Number+" ")
+	}
+	require.Equal(t, d.rootGroup(), limited(), "what is written back is limited, too")
+	require.NoError(t, d.Destroy(t.Context(), uuid))
+	require.False(t, limited())
+}
+
+// TestFunctionalThrottleIOPS: reads and writes past the page cache take the time that quota:disk_*_iops_sec leaves them, in the
+// directions that are limited and in no other.
+func TestFunctionalThrottleIOPS(t *testing.T) {
+	const (
+		limit, requests = 100, 150
+		// The kernel lets a tenth of a second's requests through at once.
+		least = 0.8 * requests / limit
+	)
+	for name, c := range map[string]struct {
+		limits      flavor.DiskLimits
+		read, write bool
+	}{
+		"read":  {flavor.DiskLimits{ReadIOPSSec: limit}, true, false},
+		"write": {flavor.DiskLimits{WriteIOPSSec: limit}, false, true},
+		"total": {flavor.DiskLimits{TotalIOPSSec: limit}, true, true},
+		"none":  {flavor.DiskLimits{TotalBytesSec: 1 << 30}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, spec, rootfs := throttledGuest(t, c.limits)
+			file := filepath.Join(rootfs, "data")
+			f, err := os.Create(file)
+			require.NoError(t, err)
+			_, err = f.Write(make([]byte, requests*4096))
+			require.NoError(t, errors.Join(err, f.Sync(), f.Close()))
+			require.NoError(t, os.Chown(file, int(spec.IDs.Base), int(spec.IDs.Base)))
+			for _, way := range []struct {
+				name, line string
+				limited    bool
+			}{
+				{"read", "dd if=/data of=/dev/null iflag=direct", c.read},
+				{"write", "dd if=/dev/zero of=/data oflag=direct conv=notrunc", c.write},
+			} {
+				measure := func() float64 {
+					begin := time.Now()
+					out := run(t, d, spec.UUID, way.line+" bs=4k 2>&1 count="+strconv.Itoa(requests)+" && echo done")
+					elapsed := time.Since(begin).Seconds()
+					t.Logf("%s: %d requests in %.2f s, %.0f a second of %d", way.name, requests, elapsed, requests/elapsed, limit)
+					require.Contains(t, out, fmt.Sprintf("%d+0 records out", requests))
+					require.Contains(t, out, "done")
+					return elapsed
+				}
+				if way.limited {
+					require.Greater(t, measure(), least, way.name)
+					continue
+				}
+				// Whatever else the machine does makes it slower, though not each time.
+				require.Less(t, min(measure(), measure(), measure()), least/2, "%s is not limited", way.name)
+			}
+			if c.write {
+				requireFreed(t, d, spec.UUID, rootfs, "write_iops")
+			}
+		})
 	}
 }
 
