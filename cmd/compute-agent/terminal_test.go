@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOnTerminal: the command's terminal has the size of the user's and what is typed at it, and the user's is as it was afterwards.
+// TestOnTerminal: the command's terminal has the size of the user's, also when that changes, and what is typed at it, and the user's is as it was afterwards.
 func TestOnTerminal(t *testing.T) {
 	keyboard, user, err := openTerminal()
 	require.NoError(t, err)
@@ -29,6 +29,12 @@ func TestOnTerminal(t *testing.T) {
 		size, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ)
 		require.NoError(t, err)
 		require.Equal(t, []uint16{12, 34}, []uint16{size.Row, size.Col})
+		require.NoError(t, unix.IoctlSetWinsize(int(keyboard.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 56, Col: 78}))
+		require.NoError(t, unix.Kill(os.Getpid(), unix.SIGWINCH)) // which the kernel sends who has the user's terminal
+		require.Eventually(t, func() bool {
+			size, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ)
+			return err == nil && size.Row == 56 && size.Col == 78
+		}, 10*time.Second, time.Millisecond, "it follows the user's window")
 		_, err = keyboard.WriteString("typed\r")
 		require.NoError(t, err)
 		line, err := bufio.NewReader(terminal).ReadString('\n')

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -334,11 +335,12 @@ func testExec(t *testing.T, h Harness) {
 	require.NoError(t, err)
 	require.Equal(t, 3, code)
 	var out, errOut bytes.Buffer
-	text := strings.Repeat("all of it\n", 10000)
-	code, err = d.Exec(ctx, uuid, driver.Command{Args: []string{"cat"}, Stdin: strings.NewReader(text), Stdout: &out})
+	var every [1 << 18]byte // every byte there is, NUL and those that a terminal would take for itself among them
+	_, _ = rand.NewChaCha8([32]byte{}).Read(every[:])
+	code, err = d.Exec(ctx, uuid, driver.Command{Args: []string{"cat"}, Stdin: bytes.NewReader(every[:]), Stdout: &out})
 	require.NoError(t, err)
-	require.Zero(t, code)
-	require.Equal(t, len(text), out.Len())
+	require.Zero(t, code, "the end of the input ends the command")
+	require.True(t, bytes.Equal(every[:], out.Bytes()), "%d of %d bytes", out.Len(), len(every))
 	code, err = d.Exec(ctx, uuid, driver.Command{
 		Args: []string{"sh", "-c", "echo $COLOUR >&2"}, Env: []string{"COLOUR=green"}, Stderr: &errOut,
 	})
