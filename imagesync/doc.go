@@ -14,5 +14,6 @@
 // An image appears by one rename of a complete and verified directory, so a crash
 // at any point leaves either the whole image or nothing. Data reaches the disk in
 // the background afterwards; until it has, the image is bound to the running
-// kernel (its boot id) and Open after a power cut drops it.
+// kernel (its boot id) and Open after a power cut drops it. A record that takes the
+// place of another is forced to disk first.
 package imagesync

@@ -260,40 +260,50 @@ func (s *Store) limits() unpack.Limits {
 // publish makes a complete image visible. The same bytes may have come under
 // another id meanwhile; then theirs stays.
 func (s *Store) publish(image string, c content) (content, error) {
-	boot, err := bootID()
+	boot, err := s.bootID()
 	if err != nil {
 		return content{}, fmt.Errorf("read boot id: %w", err)
 	}
 	c.BootID = boot
 	c.imported = time.Now()
-	if err := s.writeJSON(filepath.Join(image, "image.json"), c); err != nil {
+	if err := s.writeJSON(filepath.Join(image, "image.json"), c, false); err != nil {
 		return content{}, fmt.Errorf("record image: %w", err)
 	}
+	have, first, err := s.land(image, c)
+	if err != nil || first {
+		return have, err
+	}
+	return s.learn(have, c)
+}
+
+// land gives an image its place unless the store has that content already.
+func (s *Store) land(image string, c content) (have content, first bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have, ok := s.contents[c.Fingerprint]; ok {
-		return s.learn(have, c)
+		return have, false, nil
 	}
 	if err := os.Rename(image, s.path("images", c.Fingerprint)); err != nil {
-		return content{}, fmt.Errorf("publish image: %w", err)
+		return content{}, false, fmt.Errorf("publish image: %w", err)
 	}
 	s.contents[c.Fingerprint] = c
 	s.landed[c.Fingerprint] = c.imported
-	return c, nil
+	return c, true, nil
 }
 
 // learn adds the hashes that an import has computed of a content which the store has already, when both came in the
-// same pieces: a fingerprint does not tell where the first half of a split image ends. mu is held.
+// same pieces: a fingerprint does not tell where the first half of a split image ends.
 func (s *Store) learn(have, c content) (content, error) {
 	if have.Hashes["sha256"] != c.Hashes["sha256"] || have.MetadataHashes["sha256"] != c.MetadataHashes["sha256"] {
 		return have, nil
 	}
-	have.Hashes, have.MetadataHashes = union(have.Hashes, c.Hashes), union(have.MetadataHashes, c.MetadataHashes)
-	if err := s.writeJSON(s.path("images", have.Fingerprint, "image.json"), have); err != nil {
+	now, _, err := s.amend(have, func(have *content) {
+		have.Hashes, have.MetadataHashes = union(have.Hashes, c.Hashes), union(have.MetadataHashes, c.MetadataHashes)
+	})
+	if err != nil {
 		return content{}, fmt.Errorf("record image: %w", err)
 	}
-	s.contents[have.Fingerprint] = have
-	return have, nil
+	return now, nil
 }
 
 // union leaves both as they are: others may read them.

@@ -1,17 +1,21 @@
 package imagesync
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 // content is image.json: what is known about one unpacked image.
@@ -51,7 +55,7 @@ func (s *Store) readContents() error {
 	if err != nil {
 		return err
 	}
-	boot, err := bootID()
+	boot, err := s.bootID()
 	if err != nil {
 		return err
 	}
@@ -135,28 +139,95 @@ func readJSON(file string, into any) (os.FileInfo, error) {
 	return os.Stat(file)
 }
 
-// writeJSON replaces file by one rename. The data is not forced to disk here: see settle.
-func (s *Store) writeJSON(file string, v any) error {
-	data, err := json.MarshalIndent(v, "", "  ")
+// writeJSON makes or replaces file by one rename. A new record is not forced to disk here: see settle. One that
+// replaces another is: a file system may keep the rename and lose what the file holds, and with it both.
+func (s *Store) writeJSON(file string, v any, replaces bool) error {
+	tmp, err := s.draft(v, replaces)
 	if err != nil {
 		return err
+	}
+	return place(tmp, file)
+}
+
+// draft writes a record that is yet to be put into its place.
+func (s *Store) draft(v any, forced bool) (file string, err error) {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return "", err
 	}
 	tmp, err := os.CreateTemp(s.path("staging"), "record-")
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = tmp.Write(append(data, '\n'))
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), file)
+	if err == nil && forced {
+		err = tmp.Sync()
 	}
-	if err != nil {
+	if err = errors.Join(err, tmp.Close()); err != nil {
 		_ = os.Remove(tmp.Name())
+		return "", err
+	}
+	return tmp.Name(), nil
+}
+
+// place puts a draft where it belongs, or removes it.
+func place(draft, file string) error {
+	err := os.Rename(draft, file)
+	if err != nil {
+		_ = os.Remove(draft)
 	}
 	return err
 }
 
+// amend changes what is recorded of a content. It takes the lock only to look and to rename, as the record is forced to
+// disk in between; when somebody else was quicker it begins again. A content that is gone, or has been imported
+// again since, is not changed: ok is false.
+func (s *Store) amend(was content, change func(*content)) (now content, ok bool, err error) {
+	for {
+		old, ok := s.still(was)
+		if !ok {
+			return was, false, nil
+		}
+		now = old
+		change(&now)
+		draft, err := s.draft(now, true)
+		if err != nil {
+			return old, false, err
+		}
+		done, err := s.replace(old, now, draft)
+		if done || err != nil {
+			return now, done, err
+		}
+	}
+}
+
+// still finds what is known of a content now.
+func (s *Store) still(was content) (content, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, ok := s.contents[was.Fingerprint]
+	return now, ok && now.imported.Equal(was.imported)
+}
+
+// replace makes a draft the record of a content, unless that has changed since.
+func (s *Store) replace(old, now content, draft string) (done bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have, ok := s.contents[old.Fingerprint]; !ok || !reflect.DeepEqual(have, old) {
+		return false, os.Remove(draft)
+	}
+	if err := place(draft, s.path("images", now.Fingerprint, "image.json")); err != nil {
+		return false, err
+	}
+	s.contents[now.Fingerprint] = now
+	return true, nil
+}
+
 // settle forces a content to disk and then unbinds it from the running kernel.
-func (s *Store) settle(fingerprint string) error {
+func (s *Store) settle(c content) error {
+	if c.BootID == "" {
+		return nil
+	}
 	dir, err := os.Open(s.path("images"))
 	if err != nil {
 		return err
@@ -165,22 +236,39 @@ func (s *Store) settle(fingerprint string) error {
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", dir.Name(), err)
 	}
-	used, err := diskUsage(s.path("images", fingerprint))
+	used, err := diskUsage(s.path("images", c.Fingerprint))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("measure image: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c, ok := s.contents[fingerprint]
-	if !ok || c.BootID == "" {
-		return nil
+	if _, _, err := s.amend(c, func(c *content) { c.BootID, c.DiskSize = "", used }); err != nil {
+		return fmt.Errorf("record image: %w", err)
 	}
-	c.BootID, c.DiskSize = "", used
-	if err := s.writeJSON(s.path("images", fingerprint, "image.json"), c); err != nil {
-		return err
-	}
-	s.contents[fingerprint] = c
 	return nil
+}
+
+// settleAll does so for what an earlier process has left unsettled, in the background.
+func (s *Store) settleAll() {
+	var unsettled []content
+	for _, c := range s.contents {
+		if c.BootID != "" {
+			unsettled = append(unsettled, c)
+		}
+	}
+	if len(unsettled) == 0 {
+		return
+	}
+	s.work.Go(func() {
+		for _, c := range unsettled {
+			s.trySettle(context.Background(), c)
+		}
+	})
+}
+
+// trySettle settles a content, and says so when that cannot be.
+func (s *Store) trySettle(ctx context.Context, c content) {
+	if err := s.settle(c); err != nil {
+		reqctx.Log(ctx).WithField("fingerprint", c.Fingerprint).WithError(err).Warning("image is not known to be on disk; it will be fetched again after a host crash")
+	}
 }
 
 // disk is what a content takes on the disk. Until that is measured it is taken for the content and a block for each file.

@@ -19,10 +19,11 @@ import (
 
 // Store is an open image store. Its methods may be called concurrently.
 type Store struct {
-	o     Options
-	lock  *os.File      // held from Open to Close
-	slots chan struct{} // one token per import that may run
-	work  sync.WaitGroup
+	o      Options
+	bootID func() (string, error) // of the running kernel
+	lock   *os.File               // held from Open to Close
+	slots  chan struct{}          // one token per import that may run
+	work   sync.WaitGroup
 
 	mu       sync.Mutex // guards the fields below and every change under images, aliases and refs
 	closed   bool
@@ -35,13 +36,17 @@ type Store struct {
 
 // Open opens the store in o.Dir, making it if needed, and clears what a crash has
 // left. It fails with ErrLocked when another process has it open.
-func Open(o Options) (*Store, error) {
+func Open(o Options) (*Store, error) { return openUnder(bootID, o) }
+
+// openUnder does so under some kernel.
+func openUnder(bootID func() (string, error), o Options) (*Store, error) {
 	o = o.withDefaults()
 	if !filepath.IsAbs(o.Dir) {
 		return nil, fmt.Errorf("open image store: %q is not an absolute path", o.Dir)
 	}
 	s := &Store{
 		o:        o,
+		bootID:   bootID,
 		slots:    make(chan struct{}, o.Parallel),
 		contents: map[string]content{},
 		aliases:  map[string]*alias{},
@@ -52,6 +57,7 @@ func Open(o Options) (*Store, error) {
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", o.Dir, err)
 	}
+	s.settleAll()
 	return s, nil
 }
 
@@ -294,7 +300,7 @@ func (s *Store) use(a *alias, keep bool) error {
 	if keep && !a.Keep {
 		kept := *a
 		kept.Keep = true
-		if err := s.writeJSON(s.path("aliases", a.ID+".json"), &kept); err != nil {
+		if err := s.writeJSON(s.path("aliases", a.ID+".json"), &kept, true); err != nil {
 			return fmt.Errorf("record image %s: %w", a.ID, err)
 		}
 		a.Keep = true

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -319,4 +320,85 @@ func TestCloseCancels(t *testing.T) {
 	require.Eventually(t, func() bool { return src.opens() == 1 }, 5*time.Second, time.Millisecond)
 	require.NoError(t, s.Close())
 	require.Error(t, <-done)
+}
+
+// TestSettledLater: what an agent that was killed has imported is brought to the disk by the next, so that it outlives a
+// reboot after that.
+func TestSettledLater(t *testing.T) {
+	t.Parallel()
+	boot := "1"
+	o := Options{Dir: filepath.Join(t.TempDir(), "images"), ReserveBytes: 1}
+	open := func() *Store {
+		s, err := openUnder(func() (string, error) { return boot, nil }, o)
+		require.NoError(t, err)
+		return s
+	}
+	s := open()
+	img, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	var c content
+	_, err = readJSON(s.path("images", img.Fingerprint, "image.json"), &c)
+	require.NoError(t, err)
+	c.BootID = boot // as if it had been killed before it was settled
+	require.NoError(t, s.writeJSON(s.path("images", img.Fingerprint, "image.json"), c, true))
+
+	require.NoError(t, open().Close())
+	boot = "2"
+	s = open()
+	defer s.Close()
+	_, ok, err := s.Get(t.Context(), "image")
+	require.NoError(t, err)
+	require.True(t, ok)
+}
+
+// TestSettleIsOfOneImport: that the first import of a content is on disk says nothing of the second.
+func TestSettleIsOfOneImport(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	img, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
+	require.NoError(t, err)
+	s.work.Wait()
+	s.mu.Lock()
+	again := s.contents[img.Fingerprint]
+	again.BootID = "boot"
+	s.contents[img.Fingerprint] = again
+	s.mu.Unlock()
+
+	first := again
+	first.imported = again.imported.Add(-time.Second)
+	require.NoError(t, s.settle(first))
+	now, _ := s.still(again)
+	require.Equal(t, "boot", now.BootID)
+	require.NoError(t, s.settle(again))
+	now, _ = s.still(again)
+	require.Empty(t, now.BootID)
+	require.Positive(t, now.DiskSize)
+	require.Empty(t, readDir(t, s.path("staging")))
+}
+
+// TestAmendTogether: nothing that is learnt of a content at the same time is lost.
+func TestAmendTogether(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	img, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
+	require.NoError(t, err)
+	c, ok := s.still(content{Fingerprint: img.Fingerprint, imported: img.Imported})
+	require.True(t, ok)
+	var group sync.WaitGroup
+	names := []string{"sha1", "sha224", "sha384", "sha3_256", "sha3_384", "sha3_512"}
+	for _, name := range names {
+		group.Go(func() {
+			if _, err := s.learn(c, content{Hashes: map[string]string{"sha256": c.Hashes["sha256"], name: name}}); err != nil {
+				t.Errorf("learn %s: %v", name, err)
+			}
+		})
+	}
+	group.Wait()
+	s = reopen(t, s)
+	img, _, err = s.Get(t.Context(), "image")
+	require.NoError(t, err)
+	for _, name := range names {
+		require.Equal(t, name, img.Hashes[name])
+	}
 }

@@ -204,7 +204,7 @@ func (s *Store) join(ctx context.Context, r Request) (f *flight, leader bool, er
 
 // fly runs an import, tells the waiters, and then brings the data to the disk.
 func (s *Store) fly(ctx context.Context, key string, f *flight, r Request) {
-	log := reqctx.Log(ctx).WithField("image_id", r.ID)
+	ctx = reqctx.WithField(ctx, "image_id", r.ID)
 	start := time.Now()
 	c, err := s.fetch(ctx, r)
 	s.mu.Lock()
@@ -215,12 +215,10 @@ func (s *Store) fly(ctx context.Context, key string, f *flight, r Request) {
 	if err != nil {
 		return
 	}
-	log.WithField("fingerprint", c.Fingerprint).WithField("bytes", c.Size).WithField("unpacked_bytes", c.UnpackedSize).
+	reqctx.Log(ctx).WithField("fingerprint", c.Fingerprint).WithField("bytes", c.Size).WithField("unpacked_bytes", c.UnpackedSize).
 		WithField("entries", c.Entries).WithField("devices_left_out", c.Devices).WithField("elapsed", time.Since(start).Round(time.Millisecond)).
 		Info("image imported")
-	if err := s.settle(c.Fingerprint); err != nil {
-		log.WithError(err).Warning("image is not known to be on disk; it will be fetched again after a host crash")
-	}
+	s.trySettle(ctx, c)
 }
 
 // wait waits for the import or the caller's end. The last to leave cancels it, and
@@ -276,7 +274,7 @@ func (s *Store) alias(r Request, fingerprint string) (Image, error) {
 	}
 	var err error
 	if a.refs, err = s.readRefs(r.ID); err == nil {
-		err = s.writeJSON(s.path("aliases", r.ID+".json"), a)
+		err = s.writeJSON(s.path("aliases", r.ID+".json"), a, false)
 	}
 	if err != nil {
 		return Image{}, fmt.Errorf("record image %s: %w", r.ID, err)

@@ -91,7 +91,7 @@ func isNoAgent(err error) bool { return errors.Is(err, control.ErrNoAgent) }
 func openStore(ctx context.Context, c *config.Config) (*imagesync.Store, error) {
 	deadline := time.Now().Add(lockPatience)
 	for {
-		store, err := imagesync.Open(imageOptions(c))
+		store, err := imagesync.Open(imageOptions(c)) //nolint:contextcheck // what it begins lasts until the store is closed
 		if !errors.Is(err, imagesync.ErrLocked) || time.Now().After(deadline) {
 			return store, err
 		}
