@@ -27,6 +27,7 @@ type copier struct {
 	links map[uint64]string // inode of a file with several names -> its first copy, relative to root
 	dev   uint64            // device of the source; mounts below it are not copied
 	clone bool              // the file system may share blocks between files
+	layer bool              // what an overlay notes in its upper directory is copied, too
 	buf   []byte
 }
 
@@ -37,6 +38,15 @@ var AsIs = storage.IDRange{Size: 1<<32 - 1}
 // every owner, access list and file capability into the id range. Blocks are shared where
 // the file system can.
 func Copy(ctx context.Context, source, target string, ids storage.IDRange) error {
+	return run(ctx, source, target, copier{ids: ids})
+}
+
+// CopyLayer copies a directory that may hold the upper one of an overlay as Copy does, with the ids as they are.
+func CopyLayer(ctx context.Context, source, target string) error {
+	return run(ctx, source, target, copier{ids: AsIs, layer: true})
+}
+
+func run(ctx context.Context, source, target string, c copier) error {
 	src, err := fdio.OpenDir(unix.AT_FDCWD, source)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
@@ -51,7 +61,7 @@ func Copy(ctx context.Context, source, target string, ids storage.IDRange) error
 	if err := unix.Fstat(src, &st); err != nil {
 		return fmt.Errorf("look at %s: %w", source, err)
 	}
-	c := &copier{ids: ids, root: dst, links: map[uint64]string{}, dev: st.Dev, clone: true, buf: make([]byte, bufferSize)}
+	c.root, c.links, c.dev, c.clone, c.buf = dst, map[uint64]string{}, st.Dev, true, make([]byte, bufferSize)
 	if err := c.members(ctx, src, dst, "."); err != nil {
 		return err
 	}
@@ -95,6 +105,11 @@ func (c *copier) entry(ctx context.Context, src, dst int, name, path string) err
 		if err == nil {
 			err = unix.Fchmodat(dst, name, st.Mode&0o7777, 0)
 		}
+	case unix.S_IFCHR:
+		if !c.layer || st.Rdev != 0 {
+			return nil
+		}
+		err = c.whiteout(dst, name, path, &st)
 	default: // sockets mean nothing without their server, device nodes cannot be used
 		return nil
 	}
@@ -130,14 +145,8 @@ func (c *copier) dir(ctx context.Context, src, dst int, name, path string, st *u
 }
 
 func (c *copier) file(src, dst int, name, path string, st *unix.Stat_t) error {
-	if st.Nlink > 1 {
-		if first, ok := c.links[st.Ino]; ok {
-			err := unix.Linkat(c.root, first, dst, name, 0)
-			if err == nil || !errors.Is(err, unix.ENAMETOOLONG) && !errors.Is(err, unix.EMLINK) {
-				return err
-			}
-		}
-		c.links[st.Ino] = path
+	if linked, err := c.link(dst, name, path, st); linked || err != nil {
+		return err
 	}
 	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -153,6 +162,29 @@ func (c *copier) file(src, dst int, name, path string, st *unix.Stat_t) error {
 		err = c.finish(from, to, path, st)
 	}
 	return errors.Join(err, unix.Close(to))
+}
+
+// link makes a name of a file that was copied under another one already.
+func (c *copier) link(dst int, name, path string, st *unix.Stat_t) (bool, error) {
+	if st.Nlink <= 1 {
+		return false, nil
+	}
+	if first, ok := c.links[st.Ino]; ok {
+		err := unix.Linkat(c.root, first, dst, name, 0)
+		if err == nil || !errors.Is(err, unix.ENAMETOOLONG) && !errors.Is(err, unix.EMLINK) {
+			return true, err
+		}
+	}
+	c.links[st.Ino] = path
+	return false, nil
+}
+
+// whiteout copies what stands in a layer for a name that is gone; an overlay gives one inode to many of them.
+func (c *copier) whiteout(dst int, name, path string, st *unix.Stat_t) error {
+	if linked, err := c.link(dst, name, path, st); linked || err != nil {
+		return err
+	}
+	return unix.Mknodat(dst, name, unix.S_IFCHR, 0)
 }
 
 // content clones the blocks where the file system can, and copies what is not a hole where it cannot.
@@ -253,7 +285,8 @@ func (c *copier) xattrs(from, to int) error {
 		return err
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:size]), "\x00"), "\x00") {
-		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != idattr.Capability {
+		noted := c.layer && strings.HasPrefix(name, "trusted.overlay.")
+		if !noted && !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != idattr.Capability {
 			continue // the host's security module gives its own
 		}
 		value := make([]byte, 64<<10)
