@@ -172,6 +172,9 @@ func (l *loader) checkLXC() {
 			"name one of these, or remove the option for ext4")
 	}
 	l.checkPools()
+	if x.RootDiskQuota == "project" && x.AllowPrivileged {
+		l.faultAt(lxcSection, "root_disk_quota", "project quotas do not bound privileged containers, which allow_privileged allows", "set it to file, or leave privileged containers to other hosts")
+	}
 	for _, share := range x.Shares {
 		own := []string{x.StateDir, x.InstancesDir, x.ImageDir, x.ConsoleDir}
 		for _, p := range x.ExtraPools {

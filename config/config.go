@@ -314,6 +314,7 @@ type LXC struct {
 	SnapshotCompression      string   // zst, xz, gz or none
 	RootDiskDefaultGB        int      // for flavors with a root disk of 0; 0 is no quota
 	RootDiskMaxGB            int      // 0 is no limit
+	RootDiskQuota            string   // file or project
 	RootDiskInodesPerGB      int      // 0 is the file system's default
 	IDRange                  *IDRange // nil: root's ranges of /etc/subuid and /etc/subgid
 	IDsPerInstance           uint32

@@ -312,6 +312,8 @@ func TestCombinations(t *testing.T) {
 		"[barbican]\nsend_service_user_token=true\n":                              "[barbican_service_user] auth_type: missing",
 		"[barbican]\nbarbican_endpoint_type=private\n":                            "barbican_endpoint_type",
 		"[lxc]\nroot_disk_default_gb=10\nroot_disk_max_gb=5\n":                    "root_disk_default_gb: larger than",
+		"[lxc]\nroot_disk_quota=project\nallow_privileged=1\n":                    "root_disk_quota: project quotas do not bound privileged containers",
+		"[lxc]\nroot_disk_quota=block\n":                                          `root_disk_quota: "block" is not one of the allowed values (allowed: file, project)`,
 		"[lxc]\nextra_pools=fast:zfs:/f\n":                                        "a back end that is none of overlay, dir, btrfs",
 		"[lxc]\nextra_pools=Fast:dir:/f\n":                                        "a pool's name that is not",
 		"[lxc]\nextra_pools=default:dir:/f\n":                                     "a pool called default",

@@ -49,6 +49,9 @@ func lxcContainers(s *section, x *LXC) {
 	s.list(&x.ImagePools, "image_pools", "", "Those of extra_pools that an image may choose too, by its property lxc_pool, for flavors that name none.")
 	s.integer(&x.RootDiskDefaultGB, "root_disk_default_gb", 0, "Size of the root disk, in GB, when the flavor says 0; 0 sets no limit but the host's.").atLeast(0)
 	s.integer(&x.RootDiskMaxGB, "root_disk_max_gb", 0, "Largest root disk, in GB, that an instance may have here; 0 is no limit.").atLeast(0)
+	s.enum(&x.RootDiskQuota, "root_disk_quota", "file", "What bounds root disks of the back ends overlay and dir that are made from now on: file is a file system of"+
+		" the flavor's size in a file; project is a project quota of the pools' file systems, ext4 or xfs, which must be mounted with prjquota. Not"+
+		" with allow_privileged: a privileged container's root may lift such a quota.", "file", "project")
 	s.integer(&x.RootDiskInodesPerGB, "root_disk_inodes_per_gb", 0, "Files and directories per GB of root disk; 0 is the file system's default of 65536.").atLeast(0).atMost(1 << 20)
 	bind(s, &x.IDRange, "id_range", kindIDs, "", "Host user and group ids that instances are mapped to.",
 		func(_ *option, v string) (*IDRange, error) { return parseIDs(v) }).

@@ -46,6 +46,10 @@ func TestConfigCheck(t *testing.T) {
 	out, err = runConfig(t, "check", "--config-file", real, "--config-dir", dir)
 	require.NoError(t, err)
 	require.Contains(t, out, "[lxc] storage_backend: warning: instances_dir /proc/nowhere is not on a btrfs file system (mount one there, or choose another back end)")
+	require.NoError(t, os.WriteFile(pool, []byte("[lxc]\nroot_disk_quota = project\ninstances_dir = /proc/nowhere\n"), 0o600))
+	out, err = runConfig(t, "check", "--config-file", real, "--config-dir", dir)
+	require.NoError(t, err)
+	require.Regexp(t, `\[lxc\] root_disk_quota: warning: instances_dir /proc/nowhere: .*the file system of /proc is not mounted with prjquota: .* \(mount it with prjquota`, out)
 	require.NoError(t, os.Remove(pool))
 
 	bad := filepath.Join(dir, "bad.conf")

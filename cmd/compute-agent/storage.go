@@ -16,6 +16,8 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
+	"github.com/compute-agent/compute-agent/internal/storage/prjquota"
 )
 
 // openRoots opens the pool in instances_dir and those of [lxc] extra_pools.
@@ -41,9 +43,11 @@ func openRoots(ctx context.Context, c *config.Config) (storage.Pooled, error) {
 // back end. Nested guests want to mount overlays themselves, which an overlay does not allow: they get a tree of their own.
 func openPool(ctx context.Context, c *config.Config, directory, backend string) (storage.Pool, error) {
 	opened := map[string]storage.Backend{}
+	// In a pool of btrfs the others make no root disks any more.
+	o := pool.FileOptions{InodesPerGB: c.LXC.RootDiskInodesPerGB, ProjectQuota: wantsProjects(c, backend)}
 	for name, open := range map[string]func(path string) (storage.Backend, error){
-		"dir":     func(path string) (storage.Backend, error) { return dir.New(path, c.LXC.RootDiskInodesPerGB) },
-		"overlay": func(path string) (storage.Backend, error) { return overlay.New(ctx, path, c.LXC.RootDiskInodesPerGB) },
+		"dir":     func(path string) (storage.Backend, error) { return dir.New(path, o) },
+		"overlay": func(path string) (storage.Backend, error) { return overlay.New(ctx, path, o) },
 		"btrfs":   func(path string) (storage.Backend, error) { return btrfs.New(path, c.LXC.RootDiskInodesPerGB) },
 	} {
 		path := filepath.Join(directory, name)
@@ -65,6 +69,11 @@ func openPool(ctx context.Context, c *config.Config, directory, backend string) 
 		p.Others = append(p.Others, b)
 	}
 	return p, nil
+}
+
+// wantsProjects tells whether new root disks of a back end are bounded by project quotas.
+func wantsProjects(c *config.Config, backend string) bool {
+	return c.LXC.RootDiskQuota == "project" && backend != "btrfs"
 }
 
 // devices are the block devices below an instance's disks, for the driver to throttle.
@@ -95,7 +104,9 @@ func (h *host) addRunner(part any) {
 // checkStorage tells what this host lacks for its back ends, without changing anything: the configuration may
 // be checked by anyone, and for another host.
 func checkStorage(c *config.Config) []config.Finding {
-	findings := checkPool("storage_backend", c.LXC.StorageBackend, "instances_dir "+c.LXC.InstancesDir, c.LXC.StorageBackend, c.LXC.InstancesDir)
+	what := "instances_dir " + c.LXC.InstancesDir
+	findings := checkPool("storage_backend", c.LXC.StorageBackend, what, c.LXC.StorageBackend, c.LXC.InstancesDir)
+	findings = append(findings, checkQuota(c, what, c.LXC.StorageBackend, c.LXC.InstancesDir)...)
 	for _, p := range c.LXC.ExtraPools {
 		what := "directory " + p.Dir + " of pool " + p.Name
 		if _, ok := deviceOf(p.Dir); !ok {
@@ -103,6 +114,7 @@ func checkStorage(c *config.Config) []config.Finding {
 			continue
 		}
 		findings = append(findings, checkPool("extra_pools", p.Name, what, p.Backend, p.Dir)...)
+		findings = append(findings, checkQuota(c, what, p.Backend, p.Dir)...)
 	}
 	return findings
 }
@@ -156,6 +168,18 @@ func checkPool(option, value, what, backend, directory string) []config.Finding 
 	return findings
 }
 
+// checkQuota tells what a pool's file system lacks for [lxc] root_disk_quota.
+func checkQuota(c *config.Config, what, backend, directory string) []config.Finding {
+	if !wantsProjects(c, backend) {
+		return nil
+	}
+	if err := prjquota.Check(nearest(directory)); err != nil {
+		return []config.Finding{poolFinding("root_disk_quota", c.LXC.RootDiskQuota, what+": "+err.Error(),
+			"mount it with prjquota (ext4 wants tune2fs -O project,quota first), or set root_disk_quota = file")}
+	}
+	return nil
+}
+
 // deviceOf is the file system that a directory is on; false: it does not exist.
 func deviceOf(path string) (uint64, bool) {
 	var st unix.Stat_t
@@ -167,13 +191,18 @@ func deviceOf(path string) (uint64, bool) {
 
 // typeOfNearest is the file system on which a directory is, or will be once it is made.
 func typeOfNearest(path string) string {
+	kind, err := mount.Type(nearest(path))
+	if err != nil {
+		return ""
+	}
+	return kind
+}
+
+// nearest is the directory itself, or the first above it that is there.
+func nearest(path string) string {
 	for ; ; path = filepath.Dir(path) {
 		if _, err := os.Stat(path); err == nil || path == "/" {
-			kind, err := mount.Type(path)
-			if err != nil {
-				return ""
-			}
-			return kind
+			return path
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage/btrfs"
 	"github.com/compute-agent/compute-agent/internal/storage/dir"
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
 )
 
 // mountBtrfs mounts a btrfs of its own below base.
@@ -79,13 +80,13 @@ func TestFunctionalNestedOverlay(t *testing.T) {
 	drivertest.BusyboxRootFS(t, tree, storage.IDRange{Size: 65536})
 
 	for name, open := range map[string]func() (storage.Backend, error){
-		"dir": func() (storage.Backend, error) { return dir.New(filepath.Join(pools, "dir"), 0) },
+		"dir": func() (storage.Backend, error) { return dir.New(filepath.Join(pools, "dir"), pool.FileOptions{}) },
 		"overlay": func() (storage.Backend, error) {
-			layers, err := overlay.New(t.Context(), filepath.Join(pools, "overlay"), 0)
+			layers, err := overlay.New(t.Context(), filepath.Join(pools, "overlay"), pool.FileOptions{})
 			if err != nil {
 				return nil, err
 			}
-			copies, err := dir.New(filepath.Join(pools, "copies"), 0)
+			copies, err := dir.New(filepath.Join(pools, "copies"), pool.FileOptions{})
 			return storage.Choose(layers, copies), err
 		},
 		"btrfs": func() (storage.Backend, error) { return btrfs.New(filepath.Join(onBtrfs, "pool"), 0) },

@@ -12,6 +12,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/dir"
 	"github.com/compute-agent/compute-agent/internal/storage/overlay"
+	"github.com/compute-agent/compute-agent/internal/storage/pool"
 	"github.com/compute-agent/compute-agent/internal/storage/storagetest"
 )
 
@@ -51,19 +52,19 @@ func (p inPool) Copy(ctx context.Context, from string, to storage.Root) error {
 // TestConformance: a root disk in a pool is as good as one of the back end alone, beside the default pool and another one.
 func TestConformance(t *testing.T) {
 	storagetest.Run(t, storagetest.Subject{Open: func(path string) (storage.Backend, error) {
-		main, err := dir.New(path+"-main", 0)
+		main, err := dir.New(path+"-main", pool.FileOptions{})
 		if err != nil {
 			return nil, err
 		}
-		fast, err := overlay.New(context.Background(), path, 0)
+		fast, err := overlay.New(context.Background(), path, pool.FileOptions{})
 		if err != nil {
 			return nil, err
 		}
-		nested, err := dir.New(path+"-nested", 0)
+		nested, err := dir.New(path+"-nested", pool.FileOptions{})
 		if err != nil {
 			return nil, err
 		}
-		slow, err := dir.New(path+"-slow", 0)
+		slow, err := dir.New(path+"-slow", pool.FileOptions{})
 		if err != nil {
 			return nil, err
 		}
@@ -82,9 +83,9 @@ func TestConformance(t *testing.T) {
 func TestPoolsAreApart(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
 	open := func() storage.Pooled {
-		main, err := overlay.New(t.Context(), filepath.Join(e.Dir, "main"), 0)
+		main, err := overlay.New(t.Context(), filepath.Join(e.Dir, "main"), pool.FileOptions{})
 		require.NoError(t, err)
-		slow, err := dir.New(filepath.Join(e.Dir, "slow"), 0)
+		slow, err := dir.New(filepath.Join(e.Dir, "slow"), pool.FileOptions{})
 		require.NoError(t, err)
 		return storage.Pools(storage.Pool{Normal: main, Nested: main}, map[string]storage.Pool{"slow": {Normal: slow, Nested: slow}})
 	}

@@ -54,7 +54,7 @@ var (
 // New opens the root disks in dir, making it if needed, which must be on btrfs: storage.ErrUnsupported says what is
 // missing. inodesPerGB bounds the files of a root disk; 0: what mkfs gives.
 func New(dir string, inodesPerGB int) (*Backend, error) {
-	roots, err := pool.OpenFileRoots(dir, inodesPerGB, remove)
+	roots, err := pool.OpenFileRoots(dir, pool.FileOptions{InodesPerGB: inodesPerGB, Remove: remove})
 	if err != nil {
 		return nil, err
 	}

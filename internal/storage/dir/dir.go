@@ -4,6 +4,7 @@
 // file system cannot id-map.
 //
 //	<dir>/<instance>/disk.img   an ext4 file system of the flavor's size, mounted at rootfs
+//	<dir>/<instance>/bounded    instead of it, a directory with a project quota, mounted at rootfs
 //	<dir>/<instance>/rootfs     the tree; a plain directory when there is no quota
 package dir
 
@@ -14,7 +15,6 @@ import (
 	"path/filepath"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 	"github.com/compute-agent/compute-agent/internal/storage/pool"
 	"github.com/compute-agent/compute-agent/internal/storage/treecopy"
@@ -33,10 +33,9 @@ var (
 	_ storage.Shrinker = (*Backend)(nil)
 )
 
-// New opens the root disks in dir, making it if needed. inodesPerGB bounds the files of a
-// root disk; 0: what mkfs gives.
-func New(dir string, inodesPerGB int) (*Backend, error) {
-	roots, err := pool.OpenFileRoots(dir, inodesPerGB, nil)
+// New opens the root disks in dir, making it if needed.
+func New(dir string, o pool.FileOptions) (*Backend, error) {
+	roots, err := pool.OpenFileRoots(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -59,10 +58,10 @@ func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
 	if r.SizeGB == 0 {
 		return treecopy.Copy(ctx, r.ImagePath, rootfs, r.IDs)
 	}
-	if err := b.MakeFile(ctx, dir, r.SizeGB); err != nil {
+	if err := b.MakeDisk(ctx, dir, r.SizeGB); err != nil {
 		return err
 	}
-	if err := ext4.Mount(ctx, filepath.Join(dir, pool.DiskFile), rootfs, r.SizeGB); err != nil {
+	if err := b.MountDisk(ctx, dir, rootfs, r.SizeGB); err != nil {
 		return err
 	}
 	// The guest's root is the file system's: what mkfs put there is not the image's.
@@ -70,6 +69,9 @@ func (b *Backend) fill(ctx context.Context, dir string, r storage.Root) error {
 		return err
 	}
 	if err := treecopy.Copy(ctx, r.ImagePath, rootfs, r.IDs); err != nil {
+		return err
+	}
+	if err := b.Settle(dir); err != nil {
 		return err
 	}
 	return mount.Unmount(ctx, rootfs)
@@ -85,6 +87,6 @@ func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 		if err := mount.Point(rootfs); err != nil {
 			return err
 		}
-		return ext4.Mount(ctx, filepath.Join(dir, pool.DiskFile), rootfs, have.SizeGB)
+		return b.MountDisk(ctx, dir, rootfs, have.SizeGB)
 	})
 }

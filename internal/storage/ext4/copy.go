@@ -44,7 +44,7 @@ func Copy(ctx context.Context, from, to string) (err error) {
 	if err := unix.Fstat(int(source.Fd()), &st); err != nil {
 		return fmt.Errorf("look at disk: %w", err)
 	}
-	if err := checkRoom(target, st.Blocks*512); err != nil {
+	if err := CheckRoom(target, st.Blocks*512); err != nil {
 		return err
 	}
 	if err := target.Truncate(st.Size); err != nil {
@@ -53,7 +53,8 @@ func Copy(ctx context.Context, from, to string) (err error) {
 	return copyExtents(ctx, source, target, st.Size)
 }
 
-func checkRoom(target *os.File, need int64) error {
+// CheckRoom refuses a copy of that many bytes to the file system of target that would not leave enough room: storage.ErrNoSpace.
+func CheckRoom(target *os.File, need int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(target.Fd()), &fs); err != nil {
 		return fmt.Errorf("look at file system: %w", err)

@@ -143,21 +143,32 @@ func attachMapped(tree int, ns *os.File, source, target string, attributes uint6
 	return attach(tree, target)
 }
 
+// Clone mounts the directory source at target, whatever the mount that it is on allows: writable, with devices and set-id programs.
+func Clone(source, target string) error {
+	return clone(source, target, &unix.MountAttr{
+		Attr_clr:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_PRIVATE,
+	})
+}
+
 // CloneLocked mounts the directory source read-only at target, without devices, set-id
 // programs or any programs at all. A mount namespace that belongs to a guest's user namespace
 // cannot take these flags off a copy of the mount (mount_namespaces(7), restrictions).
 func CloneLocked(source, target string) error {
+	return clone(source, target, &unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_PRIVATE,
+	})
+}
+
+func clone(source, target string, attributes *unix.MountAttr) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("clone %s: %w", source, err)
 	}
 	defer unix.Close(tree) //nolint:errcheck // nothing was written
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
-		Propagation: unix.MS_PRIVATE,
-	})
-	if err != nil {
-		return fmt.Errorf("make %s read-only: %w", source, err)
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attributes); err != nil {
+		return fmt.Errorf("set attributes of a mount of %s: %w", source, err)
 	}
 	return attach(tree, target)
 }

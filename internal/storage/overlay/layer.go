@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 )
 
@@ -23,11 +22,9 @@ func (b *Backend) Layer(_ context.Context, instanceID string) (string, func() er
 	}
 	disk, done := b.Pool.Path(instanceID, diskDir), func() error { return nil }
 	if r.SizeGB > 0 {
-		fs, err := ext4.Open(b.File(instanceID))
-		if err != nil {
+		if disk, done, err = b.OpenDisk(instanceID); err != nil {
 			return "", nil, fmt.Errorf("open layer of %s: %w", instanceID, err)
 		}
-		disk, done = fmt.Sprintf("/proc/self/fd/%d", fs.Fd()), fs.Close
 	} else if err := mount.Point(disk); err != nil {
 		return "", nil, fmt.Errorf("open layer of %s: %w", instanceID, err)
 	}

@@ -1,11 +1,12 @@
 // Package overlay is the default storage back end: the image's tree, shared by all
 // instances and id-mapped for each, lies below an instance's own changes, which go
-// to an ext4 file system of the flavor's size in a sparse file.
+// to an ext4 file system of the flavor's size in a sparse file, or to a directory with a project quota.
 //
 //	<dir>/<instance>/disk.img   the file system, holding upper/ and work/; a directory disk/ when there is no quota
+//	<dir>/<instance>/bounded    the directory with a project quota, instead of the file
 //	<dir>/<instance>/rootfs     the merged tree, owned by the instance's id range
 //
-// While mounting, the file system is at disk/ and the id-mapped image at lower/.
+// While mounting, the file system or directory is at disk/ and the id-mapped image at lower/.
 // The overlay keeps its own references to both, so these mounts go away again: one
 // mount an instance remains, and unmounting it releases the loop device as well.
 // Mounts are made in the process's mount namespace, where a container's start
@@ -22,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/ext4"
 	"github.com/compute-agent/compute-agent/internal/storage/mount"
 	"github.com/compute-agent/compute-agent/internal/storage/pool"
 )
@@ -49,9 +49,8 @@ var (
 
 // New opens the root disks in dir, making it if needed, and tries out on a scratch
 // directory what the kernel must be able to do: storage.ErrUnsupported says what is missing.
-// inodesPerGB bounds the files that an instance adds; 0: what mkfs gives.
-func New(ctx context.Context, dir string, inodesPerGB int) (*Backend, error) {
-	roots, err := pool.OpenFileRoots(dir, inodesPerGB, nil)
+func New(ctx context.Context, dir string, o pool.FileOptions) (*Backend, error) {
+	roots, err := pool.OpenFileRoots(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +74,7 @@ func (b *Backend) probe(ctx context.Context) (err error) {
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return err
 	}
-	return assemble(ctx, scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
+	return b.assemble(ctx, scratch, storage.Root{InstanceID: "probe", ImagePath: image, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 }
 
 // Name implements storage.Backend.
@@ -93,7 +92,7 @@ func (b *Backend) Create(ctx context.Context, r storage.Root) error {
 		if r.SizeGB == 0 {
 			return nil
 		}
-		return b.MakeFile(ctx, dir, r.SizeGB)
+		return b.MakeDisk(ctx, dir, r.SizeGB)
 	})
 }
 
@@ -105,12 +104,12 @@ func (b *Backend) Mount(ctx context.Context, r storage.Root) (string, error) {
 		if err != nil {
 			return err
 		}
-		return assemble(ctx, dir, have)
+		return b.assemble(ctx, dir, have)
 	})
 }
 
 // assemble makes the overlay at dir/rootfs.
-func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
+func (b *Backend) assemble(ctx context.Context, dir string, r storage.Root) (err error) {
 	for _, name := range []string{pool.RootfsDir, lowerDir, diskDir} {
 		if err := mount.Point(filepath.Join(dir, name)); err != nil {
 			return err
@@ -118,7 +117,7 @@ func assemble(ctx context.Context, dir string, r storage.Root) (err error) {
 	}
 	disk, lower := filepath.Join(dir, diskDir), filepath.Join(dir, lowerDir)
 	if r.SizeGB > 0 {
-		if err := ext4.Mount(ctx, filepath.Join(dir, pool.DiskFile), disk, r.SizeGB); err != nil {
+		if err := b.MountDisk(ctx, dir, disk, r.SizeGB); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, mount.Detach(disk)) }()

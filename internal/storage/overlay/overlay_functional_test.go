@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,12 +20,16 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	storagetest.Run(t, storagetest.Subject{Open: func(dir string) (storage.Backend, error) { return New(t.Context(), dir, 0) }})
+	storagetest.Run(t, storagetest.Subject{Open: func(dir string) (storage.Backend, error) { return New(t.Context(), dir, pool.FileOptions{}) }})
+}
+
+func TestConformanceWithProjectQuotas(t *testing.T) {
+	storagetest.RunProjects(t, func(dir string, o pool.FileOptions) (storage.Backend, error) { return New(t.Context(), dir, o) })
 }
 
 func TestNested(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(t.Context(), e.Dir, 0)
+	b, err := New(t.Context(), e.Dir, pool.FileOptions{})
 	require.NoError(t, err)
 	err = b.Create(t.Context(), storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, Nested: true, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}})
 	require.ErrorIs(t, err, storage.ErrUnsupported)
@@ -34,7 +39,7 @@ func TestNested(t *testing.T) {
 // taken away by the next Mount, and no second loop device is made for the disk.
 func TestCrashWhileMounting(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(t.Context(), e.Dir, 0)
+	b, err := New(t.Context(), e.Dir, pool.FileOptions{})
 	require.NoError(t, err)
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	require.NoError(t, b.Create(t.Context(), r))
@@ -57,7 +62,7 @@ func TestCrashWhileMounting(t *testing.T) {
 // TestCrashWhileGrowing: the record has the new size and the disk not yet; Mount completes it.
 func TestCrashWhileGrowing(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(t.Context(), e.Dir, 0)
+	b, err := New(t.Context(), e.Dir, pool.FileOptions{})
 	require.NoError(t, err)
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	for name, cut := range map[string]func(){
@@ -81,7 +86,7 @@ func TestCrashWhileGrowing(t *testing.T) {
 // TestInodes: a guest cannot make more files than its disk's size allows.
 func TestInodes(t *testing.T) {
 	e := storagetest.NewEnvironment(t)
-	b, err := New(t.Context(), e.Dir, 2000)
+	b, err := New(t.Context(), e.Dir, pool.FileOptions{InodesPerGB: 2000})
 	require.NoError(t, err)
 	r := storage.Root{InstanceID: "a", ImagePath: e.Image, SizeGB: 1, IDs: storage.IDRange{Base: 1 << 20, Size: 1 << 16}}
 	require.NoError(t, b.Create(t.Context(), r))
@@ -103,30 +108,41 @@ func TestInodes(t *testing.T) {
 	require.NoError(t, b.Delete(t.Context(), "a"))
 }
 
-func bench(b *testing.B) (storage.Backend, storagetest.Environment) {
+func bench(b *testing.B, o pool.FileOptions) (storage.Backend, storagetest.Environment) {
 	b.Helper()
 	e := storagetest.NewEnvironment(b)
-	back, err := New(b.Context(), e.Dir, 0)
-	if err != nil {
-		b.Fatal(err)
+	back, err := New(b.Context(), e.Dir, o)
+	if o.ProjectQuota && errors.Is(err, storage.ErrUnsupported) {
+		b.Skip(err)
 	}
+	require.NoError(b, err)
 	return back, e
 }
 
 func BenchmarkReady(b *testing.B) {
-	back, e := bench(b)
+	back, e := bench(b, pool.FileOptions{})
+	storagetest.BenchmarkReady(b, back, e)
+}
+
+func BenchmarkReadyWithProjectQuota(b *testing.B) {
+	back, e := bench(b, pool.FileOptions{ProjectQuota: true})
 	storagetest.BenchmarkReady(b, back, e)
 }
 
 func BenchmarkDelete(b *testing.B) {
-	back, e := bench(b)
+	back, e := bench(b, pool.FileOptions{})
+	storagetest.BenchmarkDelete(b, back, e, 100_000)
+}
+
+func BenchmarkDeleteWithProjectQuota(b *testing.B) {
+	back, e := bench(b, pool.FileOptions{ProjectQuota: true})
 	storagetest.BenchmarkDelete(b, back, e, 100_000)
 }
 
 func BenchmarkSecond(b *testing.B) {
 	for _, megabytes := range []int{1, 2048} {
 		b.Run(fmt.Sprintf("%dMiB", megabytes), func(b *testing.B) {
-			back, e := bench(b)
+			back, e := bench(b, pool.FileOptions{})
 			storagetest.BenchmarkSecond(b, back, e, megabytes)
 		})
 	}

@@ -56,9 +56,10 @@ func (s suite) child(t *testing.T, directories string) {
 }
 
 // interrupt runs child, has cut strike it at a moment that nobody knows before, and ends it.
-func interrupt(t *testing.T, e Environment, cut func()) {
+func (s suite) interrupt(t *testing.T, e Environment, cut func()) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestConformance$") //nolint:gosec // this very binary
+	test := "^" + strings.ReplaceAll(s.name, "/", "$/^") + "$"
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+test) //nolint:gosec // this very binary
 	cmd.Env = append(os.Environ(), childVariable+"="+e.Dir+":"+e.Image)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -97,7 +98,7 @@ func (s suite) restarted(t *testing.T, e Environment, keep ...string) storage.Ba
 // killed: a process that is killed at any point leaves what the next one can use or take away.
 func (s suite) killed(t *testing.T, e Environment, _ storage.Backend) {
 	for range rounds {
-		interrupt(t, e, func() {})
+		s.interrupt(t, e, func() {})
 		s.restarted(t, e)
 	}
 	s.unharmed(t, e)
@@ -115,8 +116,7 @@ func (s suite) unharmed(t *testing.T, e Environment) {
 	runUntilEmpty(t, b, e)
 }
 
-// powerCut: a host that loses its power at any point has the root disks that were on disk, with what their guests had
-// forced to disk. The others can be taken away. It is for back ends that do with any file system.
+// powerCut is cutPower on a file system of the suite's own. It is for back ends that do with any.
 func (s suite) powerCut(t *testing.T, e Environment, _ storage.Backend) {
 	host := filepath.Join(filepath.Dir(e.Dir), "host")
 	disk := host + ".img"
@@ -124,6 +124,14 @@ func (s suite) powerCut(t *testing.T, e Environment, _ storage.Backend) {
 	require.NoError(t, os.Mkdir(host, 0o755)) //nolint:gosec // guests pass through it
 	start := func() { require.NoError(t, ext4.Mount(t.Context(), disk, host, 1)) }
 	start()
+	s.cutPower(t, e, host, start, func() { require.NoError(t, ext4.Shutdown(disk)) })
+}
+
+// cutPower: a host that loses its power at any point has the root disks that were on disk, with what their guests had
+// forced to disk. The others can be taken away. start mounts the host's file system at host, as it is already; cut has it take no more,
+// and forget what it has not written.
+func (s suite) cutPower(t *testing.T, e Environment, host string, start, cut func()) {
+	t.Helper()
 	t.Cleanup(func() { unmountAll(t, host) })
 	e.Dir = filepath.Join(host, "roots")
 	b, err := s.Open(e.Dir)
@@ -137,8 +145,7 @@ func (s suite) powerCut(t *testing.T, e Environment, _ storage.Backend) {
 		file := filepath.Join(path, "tmp", "round")
 		require.NoError(t, os.WriteFile(file, []byte{byte(n)}, 0o600))
 		force(t, file)
-		// The file system takes no more from now on, and forgets what it has not written.
-		interrupt(t, e, func() { require.NoError(t, ext4.Shutdown(disk)) })
+		s.interrupt(t, e, cut)
 		unmountAll(t, host)
 		start()
 		b = s.restarted(t, e, kept.InstanceID)
