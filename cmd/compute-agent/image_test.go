@@ -123,6 +123,66 @@ c8: importing, 1 B
 	}
 }
 
+// TestImageTable is all that a table can say of an image, and what it says of one that has little to tell.
+func TestImageTable(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		image control.Image
+		want  string
+	}{
+		{control.Image{
+			ID: "36adbebc-e44e-480c-a879-237d84122861", Fingerprint: "0123456789abcdef", Architecture: "x86_64", Size: 53602820, UnpackedSize: 200 << 20,
+			DiskSize: 214605824, Entries: 8123, Hashes: map[string]string{"sha512": "cdef", "md5": "89ab", "sha256": "0123456789abcdef"},
+			Imported: now.Add(-72 * time.Hour), LastUsed: now.Add(-90 * time.Minute), Instances: []string{"server-a", "server-b"}, Keep: true,
+			SameContent: []string{"local-debian", "77adbebc-e44e-480c-a879-237d84122861"}, Path: "/images/1/rootfs",
+			Metadata: imagesync.Metadata{
+				Architecture: "amd64", CreationDate: now.Add(-30 * 24 * time.Hour).Unix(), ExpiryDate: now.Add(24 * time.Hour).Unix(),
+				Properties: map[string]string{"release": "bookworm", "os": "Debian", "description": "red: \x1b[31m"},
+				Templates:  map[string]imagesync.Template{"/etc/hosts": {Template: "hosts.tpl"}, "/etc/hostname": {Template: "hostname.tpl"}},
+			},
+		}, `id:                       36adbebc-e44e-480c-a879-237d84122861
+content:                  0123456789abcdef
+md5:                      89ab
+sha512:                   cdef
+stored once with:         local-debian, 77adbebc-e44e-480c-a879-237d84122861
+architecture:             x86_64
+download:                 51.1 MiB
+on disk:                  204.7 MiB, 8123 files, 200.0 MiB of content
+imported:                 2026-11-18 12:00:00 UTC (3 days ago)
+last use:                 2026-11-21 10:30:00 UTC (1 h ago)
+kept:                     yes, only image rm removes it
+used by:                  server-a, server-b
+root file system:         /images/1/rootfs
+created:                  2026-10-22 12:00:00 UTC (30 days ago)
+expires:                  2026-11-22 12:00:00 UTC
+property description:     red: ?[31m
+property os:              Debian
+property release:         bookworm
+template /etc/hostname:   hostname.tpl
+template /etc/hosts:      hosts.tpl
+`},
+		{control.Image{ID: "local-plain", Fingerprint: "ff", Architecture: "i686", Size: 10, DiskSize: 4096, Entries: 1, Imported: now, LastUsed: now, Path: "/images/2/rootfs"}, `id:                 local-plain
+content:            ff
+stored once with:   no other id
+architecture:       i686
+download:           10 B
+on disk:            4.0 KiB, 1 file, 0 B of content
+imported:           2026-11-21 12:00:00 UTC (just now)
+last use:           2026-11-21 12:00:00 UTC (just now)
+used by:            no server
+root file system:   /images/2/rootfs
+`},
+	} {
+		var out bytes.Buffer
+		human := &outputFlags{format: "table"}
+		require.NoError(t, human.write(&out, c.image, func(tab *table) { tab.image(c.image, now) }))
+		if diff := cmp.Diff(c.want, out.String()); diff != "" {
+			t.Errorf("show %s (-want +got):\n%s", c.image.ID, diff)
+		}
+	}
+}
+
 func TestExplainImage(t *testing.T) {
 	t.Parallel()
 	for text, err := range map[string]error{
