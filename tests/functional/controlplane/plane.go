@@ -131,15 +131,34 @@ func connect(ctx context.Context, user string) (*cloud.Client, error) {
 	return cloud.New(ctx, cloud.Auth{URL: AuthURL, Username: user, Password: Password, Project: user})
 }
 
+// administrator are the variables that the openstack client reads.
+var administrator = []string{
+	"OS_AUTH_URL=" + AuthURL, "OS_USERNAME=admin", "OS_PASSWORD=" + Password, "OS_PROJECT_NAME=admin",
+	"OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default",
+}
+
 // OpenStack runs the openstack client as the administrator.
 func (p *Plane) OpenStack(ctx context.Context, out io.Writer, args ...string) error {
-	env := []string{
-		"OS_AUTH_URL=" + AuthURL, "OS_USERNAME=admin", "OS_PASSWORD=" + Password, "OS_PROJECT_NAME=admin",
-		"OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "OS_COMPUTE_API_VERSION=2.79",
-	}
+	env := append(slices.Clip(administrator), "OS_COMPUTE_API_VERSION=2.79")
 	text, err := capture(p.chrootCommand(ctx, "root", env, append([]string{"openstack"}, args...)...), "openstack "+strings.Join(args, " "))
 	_, writeErr := io.WriteString(out, text)
 	return errors.Join(err, writeErr)
+}
+
+// OpenStackProgram writes a program for scripts of the host: the openstack client as the administrator, of the API's oldest versions. It is
+// called in a directory of the chroot.
+func (p *Plane) OpenStackProgram(path string) error {
+	line := p.chrootCommand(context.Background(), "root", administrator, "sh", "-c", `cd "$0" && exec openstack "$@"`).Args
+	for i, word := range line {
+		line[i] = quoted(word)
+	}
+	text := "#!/bin/sh\ndir=${PWD#" + quoted(p.Root) + "}\nexec " + strings.Join(line, " ") + ` "$dir" "$@"` + "\n"
+	return os.WriteFile(path, []byte(text), 0o755)
+}
+
+// quoted is one word of a shell's.
+func quoted(word string) string {
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // Environment is how tests of single packages find the control plane.
