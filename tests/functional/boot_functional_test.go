@@ -62,21 +62,43 @@ func TestBootWithoutNetwork(t *testing.T) {
 	require.Equal(t, []string{"lo"}, strings.Fields(links), "a network namespace of its own")
 }
 
+// TestBootManyAtOnce: as many servers as nova asks for at once, of an image that this host has never seen and fetches once. Until
+// all builds that go on at the same time wait for it, it does not come.
 func TestBootManyAtOnce(t *testing.T) {
-	const count = 20
+	const count, building = 20, 10 // max_concurrent_builds
+	image := uploadImage(t, distinct(t))
+	glance := throughProxy(t)
+	release := glance.hold()
+	t.Cleanup(release) // before the proxy ends
 	before := snapshot(t)
+	imports := logEnd(t)
 	began := time.Now()
 	name := "many"
-	create(t, cloud.NewServer{Name: name, MinCount: count, MaxCount: count})
+	create(t, cloud.NewServer{Name: name, Image: image, MinCount: count, MaxCount: count})
 	ctx := within(t, 5*time.Minute)
-	servers, err := shared.Admin.Servers(ctx, name+"-")
-	require.NoError(t, err)
+	var servers []cloud.Server
+	eventually(t, time.Minute, "builds to wait for the image", func(ctx context.Context) (bool, error) {
+		var err error
+		servers, err = shared.Admin.Servers(ctx, name+"-")
+		spawning := 0
+		for _, server := range servers {
+			if server.TaskState == "spawning" {
+				spawning++
+			}
+		}
+		return spawning >= building, err
+	})
 	require.Len(t, servers, count)
+	release()
 	for i, server := range servers {
+		var err error
 		servers[i], err = shared.Admin.WaitStatus(ctx, server.ID, "ACTIVE")
 		require.NoError(t, err)
 	}
 	t.Logf("%d servers ACTIVE after %.1f s", count, time.Since(began).Seconds())
+	require.Len(t, glance.downloads(), 1, "downloads of the image")
+	require.Equal(t, []string{image}, imagesImported(t, imports))
+	require.Len(t, stored(t)[image].Instances, count)
 	seen := map[string]bool{}
 	for _, server := range servers {
 		require.False(t, seen[server.IP()], "address %s twice", server.IP())
@@ -92,4 +114,6 @@ func TestBootManyAtOnce(t *testing.T) {
 	}
 	t.Logf("%d servers deleted after %.1f s", count, time.Since(began).Seconds())
 	nothingLeft(t, before)
+	require.Empty(t, stored(t)[image].Instances)
+	require.Empty(t, staged(t))
 }

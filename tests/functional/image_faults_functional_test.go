@@ -28,12 +28,23 @@ type glanceProxy struct {
 	cut    int64      // bytes after which a connection ends; 0: never
 	rate   int64      // bytes in a second; 0: as they come
 	ranges []string   // of the downloads
+
+	gate chan struct{} // holds downloads until it is closed; nil: none
 }
 
 func (p *glanceProxy) set(cut, rate int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cut, p.rate = cut, rate
+}
+
+// hold makes downloads wait before their first byte until the returned function is called.
+func (p *glanceProxy) hold() (release func()) {
+	gate := make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate = gate
+	return sync.OnceFunc(func() { close(gate) })
 }
 
 func (p *glanceProxy) downloads() []string {
@@ -76,17 +87,26 @@ func (p *glanceProxy) spoil(r *http.Response) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ranges = append(p.ranges, r.Request.Header.Get("Range"))
-	r.Body = &spoiledBody{ReadCloser: r.Body, cut: p.cut, rate: p.rate, began: time.Now()}
+	r.Body = &spoiledBody{ReadCloser: r.Body, gate: p.gate, left: r.Request.Context().Done(), cut: p.cut, rate: p.rate, began: time.Now()}
 	return nil
 }
 
 type spoiledBody struct {
 	io.ReadCloser
+	gate         <-chan struct{} // nil: open
+	left         <-chan struct{} // closed when the client has gone
 	cut, rate, n int64
 	began        time.Time
 }
 
 func (b *spoiledBody) Read(p []byte) (int, error) {
+	if b.gate != nil {
+		select {
+		case <-b.gate:
+		case <-b.left:
+			return 0, context.Canceled
+		}
+	}
 	if b.cut > 0 && b.n >= b.cut {
 		panic(http.ErrAbortHandler)
 	}
