@@ -5,6 +5,8 @@ package functional
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,6 +95,7 @@ properties: {os: busybox, release: formats}
 templates:
   /etc/hostname: {when: [create, copy], template: hostname.tpl}
   /etc/template: {when: [create], template: vars.tpl, properties: {word: hello}, uid: 1000, gid: 100, mode: "0640"}
+  /etc/copied: {when: [copy], template: vars.tpl, properties: {word: again}}
   /run-start: {when: [start], template: vars.tpl}
   /etc/hosts: {when: [create], template: bad.tpl}
 EOF
@@ -142,10 +145,47 @@ mv tree lxd/rootfs; tar -C lxd --numeric-owner --xattrs --xattrs-include='*' --a
 				inside(t, server.ID, "rm", "/run-start")
 				act(t, server.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
 				require.Equal(t, "start x86_64  none", inside(t, server.ID, "cat", "/run-start"))
+				require.Equal(t, "none", inside(t, server.ID, "/bin/sh", "-c", "cat /etc/copied 2>/dev/null || echo none"))
+			}
+			if c.file == "unified.tar.zst" {
+				templatesOfCopy(t, server)
 			}
 			remove(t, server.ID)
 		})
 	}
+}
+
+// templatesOfCopy takes a snapshot of a server, which gives it the templates of the server's image, and boots it: those that are for
+// copies are applied, and those for a server's first boot are not, since the snapshot has what the server made of them.
+func templatesOfCopy(t *testing.T, server cloud.Server) {
+	t.Helper()
+	inside(t, server.ID, "/bin/sh", "-c", "for f in hostname template hosts; do echo mine >/etc/$f; done; rm /run-start")
+	id := createImage(t, server.ID, "copy-of-"+server.ID)
+	imageActive(t, id)
+	statusIn(t, time.Minute, server.ID, "ACTIVE")
+	copied := boot(t, cloud.NewServer{Name: "formats-copied", Image: id})
+	for file, want := range map[string]string{
+		"/etc/hostname": "formats-copied",             // create and copy
+		"/etc/copied":   "copy x86_64 again none",     // copy
+		"/etc/template": "mine", "/etc/hosts": "mine", // create
+		"/run-start": "start x86_64  none",
+	} {
+		require.Equal(t, want, inside(t, copied.ID, "cat", file), file)
+	}
+	require.Equal(t, "formats-copied", inside(t, copied.ID, "hostname"))
+	out, err := imageCommand(t, "show", id, "-f", "json")
+	require.NoError(t, err)
+	var image struct {
+		Metadata struct {
+			Properties map[string]string
+			Templates  map[string]any
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(out), &image))
+	require.Equal(t, []string{"/etc/copied", "/etc/hostname", "/etc/hosts", "/etc/template", "/run-start"}, slices.Sorted(maps.Keys(image.Metadata.Templates)))
+	require.Equal(t, "formats", image.Metadata.Properties["release"])
+	require.Equal(t, server.ID, image.Metadata.Properties["instance_uuid"])
+	remove(t, copied.ID)
 }
 
 // TestImageOf32Bits: a 32-bit program runs, and sees a 32-bit machine.
