@@ -74,6 +74,7 @@ func TestBootManyAtOnce(t *testing.T) {
 	imports := logEnd(t)
 	began := time.Now()
 	name := "many"
+	t.Cleanup(func() { deleteNamed(t, name+"-") })
 	create(t, cloud.NewServer{Name: name, Image: image, MinCount: count, MaxCount: count})
 	ctx := within(t, 5*time.Minute)
 	var servers []cloud.Server

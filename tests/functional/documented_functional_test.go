@@ -84,38 +84,24 @@ openstack() {
 `+commands)
 }
 
+// web is the name of every server of the document.
+const web = "web"
+
 // server runs the commands of a section that make a server, and waits for it. Its images, by name, and the server go when the test ends.
 func (d *document) server(t *testing.T, heading string, images ...string) cloud.Server {
 	t.Helper()
 	t.Cleanup(func() { deleteImages(t, images...) })
+	t.Cleanup(func() { deleteNamed(t, web+"$") })
 	began := time.Now()
 	d.run(t, d.commands(t, heading))
 	t.Logf("commands of %q: %.1f s", heading, time.Since(began).Seconds())
-	return d.booted(t)
-}
-
-// booted waits for the server that commands of the document have made on this host.
-func (d *document) booted(t *testing.T) cloud.Server {
-	t.Helper()
-	const name = "web" // of every server of the document
 	var server cloud.Server
 	eventually(t, time.Minute, "the server to be on this host", func(ctx context.Context) (bool, error) {
-		servers, err := shared.Admin.Servers(ctx, name+"$")
-		// One that no host took has no host.
-		i := slices.IndexFunc(servers, func(s cloud.Server) bool { return s.Host == shared.Host || s.Host == "" && s.Status == "ERROR" })
-		if i >= 0 {
-			server = servers[i]
+		servers, err := serversHere(ctx, web+"$")
+		if len(servers) > 0 {
+			server = servers[0]
 		}
-		return i >= 0, err
-	})
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if t.Failed() {
-			explain(ctx, t, server.ID)
-		}
-		require.NoError(t, shared.Admin.DeleteServer(ctx, server.ID))
-		require.NoError(t, shared.Admin.WaitGone(ctx, server.ID))
+		return len(servers) > 0, err
 	})
 	server, err := shared.Admin.WaitStatus(within(t, 2*time.Minute), server.ID, "ACTIVE")
 	require.NoError(t, err)
@@ -186,7 +172,7 @@ mksquashfs `+tree+` rootfs.squashfs -quiet -no-progress`)
 			require.Equal(t, k.want, inside(t, server.ID, "/bin/sh", "-c", k.command), k.command)
 		}
 		require.Equal(t, "auto eth0\niface eth0 inet dhcp", inside(t, server.ID, "cat", "/etc/network/interfaces.d/eth0"))
-		require.Equal(t, "web", inside(t, server.ID, "hostname"), "that of the tree would go before it")
+		require.Equal(t, web, inside(t, server.ID, "hostname"), "that of the tree would go before it")
 	})
 	t.Run("requirements", func(t *testing.T) {
 		const image, nested = "kubernetes-node", "m1.nested"

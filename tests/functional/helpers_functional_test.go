@@ -124,6 +124,30 @@ func remove(t *testing.T, id string) {
 	require.NoError(t, shared.Admin.WaitGone(ctx, id))
 }
 
+// serversHere are servers on this host by the beginning of their names, and those that no host took.
+func serversHere(ctx context.Context, prefix string) ([]cloud.Server, error) {
+	servers, err := shared.Admin.Servers(ctx, prefix)
+	return slices.DeleteFunc(servers, func(s cloud.Server) bool { return s.Host != shared.Host && (s.Host != "" || s.Status != "ERROR") }), err
+}
+
+// deleteNamed removes servers by the beginning of their names, which the test cannot know by their ids: it is a clean-up.
+func deleteNamed(t *testing.T, prefix string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	servers, err := serversHere(ctx, prefix)
+	require.NoError(t, err)
+	for _, server := range servers {
+		if t.Failed() && (len(servers) == 1 || server.Status != "ACTIVE") {
+			explain(ctx, t, server.ID)
+		}
+		require.NoError(t, shared.Admin.DeleteServer(ctx, server.ID))
+	}
+	for _, server := range servers {
+		require.NoError(t, shared.Admin.WaitGone(ctx, server.ID))
+	}
+}
+
 // act makes a server action and waits for the status that it leads to.
 func act(t *testing.T, id, action string, args any, status string) time.Duration {
 	t.Helper()
