@@ -58,6 +58,7 @@ func TestDigest(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Len(t, img.Hashes, 4)
+	s.work.Wait()
 	require.Empty(t, readDir(t, s.path("staging")))
 
 	r := request("other", data)

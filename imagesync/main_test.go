@@ -206,6 +206,7 @@ func request(id string, data []byte) Request {
 // requireClean fails when something is left of an import that failed.
 func requireClean(t testing.TB, s *Store) {
 	t.Helper()
+	s.work.Wait()
 	for _, dir := range []string{"staging", "images", "aliases"} {
 		entries, err := os.ReadDir(s.path(dir))
 		require.NoError(t, err)

@@ -79,6 +79,7 @@ func TestPowerCut(t *testing.T) {
 // wholeOrNone lists the images of a store, which are all whole, and nothing else is there.
 func wholeOrNone(t *testing.T, s *Store, images map[string]powerImage) (found []string) {
 	t.Helper()
+	s.work.Wait()
 	require.Empty(t, readDir(t, s.path("staging")))
 	list, err := s.List(t.Context())
 	require.NoError(t, err)

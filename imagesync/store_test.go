@@ -79,6 +79,7 @@ func TestPrune(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, images, 2)
 	require.Len(t, readDir(t, s.path("images")), 2)
+	s.work.Wait()
 	require.Empty(t, readDir(t, s.path("staging")))
 	// Asked for again, an image is young again.
 	require.NoError(t, os.Chtimes(s.path("aliases", "new.json"), long, long))
@@ -374,6 +375,7 @@ func TestSettleIsOfOneImport(t *testing.T) {
 	now, _ = s.still(again)
 	require.Empty(t, now.BootID)
 	require.Positive(t, now.DiskSize)
+	s.work.Wait()
 	require.Empty(t, readDir(t, s.path("staging")))
 }
 

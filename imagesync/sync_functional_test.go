@@ -91,6 +91,7 @@ func TestKilled(t *testing.T) {
 		}
 		s, err := Open(Options{Dir: dir})
 		require.NoError(t, err)
+		s.work.Wait() // what was complete is forced to disk
 		require.Empty(t, readDir(t, filepath.Join(dir, "staging")))
 		images, err := s.List(t.Context())
 		require.NoError(t, err)

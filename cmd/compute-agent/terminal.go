@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,14 +35,18 @@ func onTerminal(user *os.File, run func(terminal *os.File) error) (err error) {
 	signal.Notify(resized, unix.SIGWINCH)
 	defer signal.Stop(resized)
 	done := make(chan struct{})
-	defer close(done)
+	var following sync.WaitGroup
+	defer func() {
+		close(done)
+		following.Wait() // it uses the descriptor
+	}()
 	follow := func() {
 		if size, err := unix.IoctlGetWinsize(int(user.Fd()), unix.TIOCGWINSZ); err == nil {
 			_ = unix.IoctlSetWinsize(int(ptmx.Fd()), unix.TIOCSWINSZ, size) // what runs goes on at the old size
 		}
 	}
 	follow()
-	go func() {
+	following.Go(func() {
 		for {
 			select {
 			case <-done:
@@ -50,7 +55,7 @@ func onTerminal(user *os.File, run func(terminal *os.File) error) (err error) {
 				follow()
 			}
 		}
-	}()
+	})
 	go func() { _, _ = io.Copy(ptmx, user) }() // until the process ends
 	shown := make(chan struct{})
 	go func() {

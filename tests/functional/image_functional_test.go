@@ -141,6 +141,12 @@ func staged(t *testing.T) []string {
 	return names
 }
 
+// nothingStaged waits until the image store has nothing half-done: records of whole images are written behind an import.
+func nothingStaged(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the image store to have nothing half-done", func(context.Context) (bool, error) { return len(staged(t)) == 0, nil })
+}
+
 func storeDir(t *testing.T) string {
 	t.Helper()
 	for _, i := range stored(t) {
@@ -423,7 +429,7 @@ func TestImageCacheManager(t *testing.T) {
 		return !there, nil
 	})
 	require.Contains(t, stored(t), kept)
-	require.Empty(t, staged(t))
+	nothingStaged(t)
 }
 
 // TestKillAgentDuringImport: the command says so, and the next start leaves nothing half-done.
@@ -452,7 +458,7 @@ func TestKillAgentDuringImport(t *testing.T) {
 	require.Contains(t, stderr.String(), "nothing half-done")
 
 	startAgent(t)
-	require.Empty(t, staged(t))
+	nothingStaged(t)
 	require.NotContains(t, stored(t), local)
 	again := filepath.Join(t.TempDir(), "again.tar.gz")
 	require.NoError(t, os.WriteFile(again, data, 0o600))
