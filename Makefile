@@ -19,7 +19,7 @@ RELEASE := zed
 LAB := go run ./tests/functional/controlplane/cmd
 FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 
-.PHONY: help build test check unit race fuzz-short lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-agent bench-disks bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
+.PHONY: help build test check unit race fuzz-short corpus lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-agent bench-disks bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -47,6 +47,9 @@ fuzz-short: ## every fuzz target for 10 seconds
 	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' ./... | while read -r package dir; do \
 	  grep -hoE '^func Fuzz\w+' "$$dir"/*_test.go | sed 's/^func //' | while read -r target; do \
 	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 10s "$$package"; done; done
+
+corpus: ## the hostile images in testdata anew, after a change of the tests that make them
+	COMPUTE_AGENT_UPDATE_STORED=1 go test -count=1 -run '^(TestHostile|TestHostileArchives|TestRefused)$$' ./imagesync/...
 
 lint: $(GOLANGCI) ## golangci-lint, the pinned version
 	$(GOLANGCI) run ./...

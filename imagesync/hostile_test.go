@@ -14,6 +14,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
+
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 // compressions are all that an archive may come in.
@@ -76,8 +78,7 @@ type hostileArchive struct {
 	found   string        // part of the refusal: the entry's name and what is wrong with it
 }
 
-// hostileArchives is the corpus; TestHostileArchives imports each in every compression. It is made anew at each run, as
-// no archiver writes such files and a stored one would not say what is wrong with it. Disks have package disktest.
+// hostileArchives make the corpus in testdata/hostile; TestHostileArchives imports each in every compression. Disks have package disktest.
 func hostileArchives() map[string]hostileArchive {
 	link := func(name, target string) *tar.Header {
 		return &tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeSymlink}
@@ -124,6 +125,17 @@ func hostileArchives() map[string]hostileArchive {
 	}
 }
 
+// archive is the whole file.
+func (h hostileArchive) archive(t testing.TB) []byte {
+	t.Helper()
+	data := makeTar(t, append(rootfs("./"), h.headers...), nil)
+	if h.raw != nil {
+		end := bytes.LastIndexFunc(data, func(r rune) bool { return r != 0 })
+		data = append(data[:(end+511)/512*512], h.raw...)
+	}
+	return data
+}
+
 // oldSparse is an entry in GNU's old form, of so many bytes and none of them there.
 func oldSparse(name string, size uint64) []byte {
 	block := rawHeader(name, 'S', octal(0))
@@ -156,15 +168,12 @@ func endlessSparse() []byte {
 // TestHostileArchives: refused in every compression, with the entry's name, and nothing is touched outside.
 func TestHostileArchives(t *testing.T) {
 	t.Parallel()
-	for name, hostile := range hostileArchives() {
+	archives := hostileArchives()
+	for name, hostile := range archives {
+		data := functest.Stored(t, "hostile", name, hostile.archive(t))
 		for compression, compress := range compressions {
 			t.Run(name+"/"+compression, func(t *testing.T) {
 				t.Parallel()
-				data := makeTar(t, append(rootfs("./"), hostile.headers...), nil)
-				if hostile.raw != nil {
-					end := bytes.LastIndexFunc(data, func(r rune) bool { return r != 0 })
-					data = append(data[:(end+511)/512*512], hostile.raw...)
-				}
 				base := t.TempDir()
 				require.NoError(t, os.Mkdir(filepath.Join(base, "outside"), 0o755))
 				secret := filepath.Join(base, "outside", "secret")
@@ -185,6 +194,7 @@ func TestHostileArchives(t *testing.T) {
 			})
 		}
 	}
+	require.Len(t, readDir(t, filepath.Join("testdata", "hostile")), len(archives), "files that no test knows")
 }
 
 // TestOddArchives: strange, but what they say can be done.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/imagesync/diskimage/disktest"
 	"github.com/compute-agent/compute-agent/imagesync/unpack"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 var (
@@ -124,9 +125,10 @@ func TestRefused(t *testing.T) {
 		"directory in a loop": {looped(), Raw, "in two places or below itself", ""},
 		"file in two places":  {linkedDirectory(), Raw, "in two places or below itself", ""},
 	} {
+		disk := functest.Stored(t, "refused", name, c.disk)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, _, err := copyOut(t, c.disk, c.format, roomy)
+			_, _, err := copyOut(t, disk, c.format, roomy)
 			var bad *Error
 			require.ErrorAs(t, err, &bad)
 			require.Contains(t, bad.Found, c.found)

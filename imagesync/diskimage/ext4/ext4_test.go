@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/imagesync/diskimage/disktest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 var le = binary.LittleEndian
@@ -233,7 +234,7 @@ func TestHostile(t *testing.T) {
 			t.Parallel()
 			f := disktest.Root()
 			c.damage(f)
-			_, err := tree(f.Bytes)
+			_, err := tree(functest.Stored(t, "hostile", name, f.Bytes))
 			if c.found == "" {
 				return // whatever comes, it ends
 			}

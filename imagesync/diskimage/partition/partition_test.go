@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/imagesync/diskimage/disktest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 func read(disk []byte) (Table, error) { return Read(bytes.NewReader(disk), int64(len(disk))) }
@@ -130,7 +131,7 @@ func TestHostile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c.damage(c.disk)
-			_, err := read(c.disk)
+			_, err := read(functest.Stored(t, "hostile", name, c.disk))
 			var bad *Error
 			require.ErrorAs(t, err, &bad)
 			require.Contains(t, bad.Found, c.found)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/imagesync/diskimage/disktest"
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 // sample is a disk with random data, text and zeros, whose size is no multiple of a cluster.
@@ -153,7 +154,7 @@ func TestHostile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			file := c.damage(bytes.Clone(sound))
+			file := functest.Stored(t, "hostile", name, c.damage(bytes.Clone(sound)))
 			_, err := Open(t.Context(), bytes.NewReader(file), int64(len(file)))
 			var bad *Error
 			require.ErrorAs(t, err, &bad)
