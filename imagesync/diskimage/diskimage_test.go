@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,6 +81,30 @@ func TestChooseRoot(t *testing.T) {
 				require.Equal(t, c.want, string(got))
 			}
 		})
+	}
+}
+
+// TestDataBehindTheEnd: file systems, partition tables and qcow2 say themselves where they end, and disks are written to larger
+// ones. What follows is nobody's, in whatever number of bytes.
+func TestDataBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	garbage := bytes.Repeat([]byte{0xa5, 'x', 0x5a}, 33_333)
+	part := disktest.Part{Kind: disktest.RootX86, Content: named("sound", "")}
+	for name, disk := range map[string][]byte{
+		"no table": part.Content, "MBR": disktest.MBR(mbrPart(part.Content)), "GPT": disktest.GPT(part),
+	} {
+		for format, file := range map[Format][]byte{Raw: disk, QCOW2: disktest.QCOW2{Compression: "zlib"}.Store(disk)} {
+			for length, behind := range map[string][]byte{"a byte": garbage[:1], "a sector": garbage[:512], "garbage": garbage, "itself": file} {
+				t.Run(name+"/"+string(format)+"/"+length, func(t *testing.T) {
+					t.Parallel()
+					dir, _, err := copyOut(t, slices.Concat(file, behind), format, roomy)
+					require.NoError(t, err)
+					got, err := os.ReadFile(filepath.Join(dir, "etc/hostname"))
+					require.NoError(t, err)
+					require.Equal(t, "sound", string(got))
+				})
+			}
+		}
 	}
 }
 
