@@ -370,7 +370,7 @@ func FuzzImport(f *testing.F) {
 	f.Add([]byte("BZh91AY&SY"))
 	for _, h := range hostileArchives() {
 		if len(h.raw) < 1<<16 {
-			f.Add(append(makeTar(f, append(rootfs("./"), h.headers...), nil), h.raw...))
+			f.Add(h.archive(f))
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -168,14 +168,9 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 	if err := d.validate(spec, rootfs); err != nil {
 		return fmt.Errorf("create instance %s: %w", spec.UUID, err)
 	}
-	d.createMu.Lock()
-	defer d.createMu.Unlock()
-	if err := d.nameFree(ctx, spec); err != nil {
-		return fmt.Errorf("create instance %s: %w", spec.UUID, err)
-	}
 	rec := record{Spec: spec, RootFS: rootfs}
 	// The record goes first: a directory without a record of its name is a foreign container's.
-	if err := d.save(rec); err != nil {
+	if err := d.reserve(ctx, rec); err != nil {
 		return err
 	}
 	for dir, mode := range map[string]os.FileMode{d.containerDir(spec.Name): 0o711, d.logDir(spec.Name): 0o750} {
@@ -184,6 +179,16 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec, rootfs string) er
 		}
 	}
 	return d.writeConfig(ctx, rec, nil, nil)
+}
+
+// reserve records an instance if its name is free.
+func (d *Driver) reserve(ctx context.Context, rec record) error {
+	d.createMu.Lock()
+	defer d.createMu.Unlock()
+	if err := d.nameFree(ctx, rec.Spec); err != nil {
+		return fmt.Errorf("create instance %s: %w", rec.Spec.UUID, err)
+	}
+	return d.save(rec)
 }
 
 // nameFree reports ErrExists if the name belongs to another instance or to a container that is not ours.

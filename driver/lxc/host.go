@@ -210,7 +210,7 @@ func (d *Driver) lxcfs(ctx context.Context) string {
 		return ""
 	}
 	if err := d.lxcfsServer.answers(ctx); err != nil {
-		reqctx.Log(ctx).WithField("path", d.o.LXCFSMount).WithError(err).Warning("lxcfs does not answer and is not used")
+		reqctx.Log(ctx).WithField("path", d.o.LXCFSMount).WithError(err).Warning("lxcfs does not answer; what is configured without it stays so until its next start")
 		return ""
 	}
 	return d.o.LXCFSMount

@@ -96,15 +96,15 @@ type fakeRoots struct {
 
 	dir string // holds a tree for every mounted root; "": the paths lead nowhere
 
-	mu    sync.Mutex // guards the fields below
-	roots map[string]storage.Root
-	sound bool // what Sound tells of each
+	mu      sync.Mutex // guards the fields below
+	roots   map[string]storage.Root
+	healthy bool // what Healthy tells of each
 }
 
 var (
-	_ storage.Backend = (*fakeRoots)(nil)
-	_ storage.Copier  = (*fakeRoots)(nil)
-	_ storage.Sounder = (*fakeRoots)(nil)
+	_ storage.Backend       = (*fakeRoots)(nil)
+	_ storage.Copier        = (*fakeRoots)(nil)
+	_ storage.HealthChecker = (*fakeRoots)(nil)
 )
 
 func (r *fakeRoots) Name() string { return "fake" }
@@ -146,10 +146,10 @@ func (r *fakeRoots) Unmount(ctx context.Context, uuid string) error {
 	return r.do(ctx, "root.unmount", uuid)
 }
 
-func (r *fakeRoots) Sound(context.Context, string) (bool, error) {
+func (r *fakeRoots) Healthy(context.Context, string) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sound, nil
+	return r.healthy, nil
 }
 
 func (r *fakeRoots) Delete(ctx context.Context, uuid string) error {

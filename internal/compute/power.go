@@ -104,18 +104,18 @@ func (m *Manager) powerOffOrLeave(ctx context.Context, uuid string, timeout time
 	}))
 }
 
-// powerOffToStart stops a guest that is started again at once. A sound root disk stays mounted: to unmount it means to wait until the host's disk has
+// powerOffToStart stops a guest that is started again at once. A healthy root disk stays mounted: to unmount it means to wait until the host's disk has
 // all that the guest has written. One that the kernel has met errors in is read-only until it is mounted anew.
 func (m *Manager) powerOffToStart(ctx context.Context, uuid string) error {
 	if err := m.Driver.Stop(ctx, uuid, 0, m.opts.ShutdownRetryInterval); err != nil && !errors.Is(err, driver.ErrNotFound) {
 		return err
 	}
-	if roots, ok := m.Roots.(storage.Sounder); ok {
-		sound, err := roots.Sound(ctx, uuid)
+	if roots, ok := m.Roots.(storage.HealthChecker); ok {
+		healthy, err := roots.Healthy(ctx, uuid)
 		if err != nil {
 			reqctx.Log(ctx).WithError(err).Warning("cannot tell whether the root disk has errors; it is mounted anew")
 		}
-		if sound {
+		if healthy {
 			return m.putAway(ctx, uuid)
 		}
 	}

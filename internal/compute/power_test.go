@@ -120,12 +120,12 @@ func TestSoftRebootOfADeafGuest(t *testing.T) {
 	require.NotEqual(t, before.InitPID, after.InitPID, "it is rebooted hard")
 }
 
-// TestRebootKeepsSoundDisk: what a guest has written need not be on the host's disk before it runs again, and a disk with errors is mounted anew.
-func TestRebootKeepsSoundDisk(t *testing.T) {
+// TestRebootKeepsHealthyDisk: what a guest has written need not be on the host's disk before it runs again, and a disk with errors is mounted anew.
+func TestRebootKeepsHealthyDisk(t *testing.T) {
 	t.Parallel()
-	for sound, want := range map[bool]int{true: 0, false: 1} {
+	for healthy, want := range map[bool]int{true: 0, false: 1} {
 		w := built(t)
-		w.roots.sound = sound
+		w.roots.healthy = healthy
 		w.trail.clear()
 		_, err := w.operate("reboot_instance", "rebooting_hard", map[string]any{"reboot_type": "HARD"})
 		require.NoError(t, err)
@@ -135,7 +135,7 @@ func TestRebootKeepsSoundDisk(t *testing.T) {
 				unmounts++
 			}
 		}
-		require.Equal(t, want, unmounts, "sound: %t", sound)
+		require.Equal(t, want, unmounts, "healthy: %t", healthy)
 	}
 }
 
@@ -149,9 +149,12 @@ func TestRebootFailures(t *testing.T) {
 	require.Len(t, w.nova.Faults(), 1)
 	require.Contains(t, w.sender.all(), "ERROR compute.instance.reboot.error")
 
+	w.roots.healthy = true
+	w.trail.clear()
 	w.driver.Fail("Start", "", errBoom)
 	_, err = w.operate("reboot_instance", "rebooting_hard", map[string]any{"reboot_type": "HARD"})
 	require.Error(t, err)
+	require.True(t, w.trail.has("root.unmount "+uuid), "what does not run is not mounted")
 	require.Equal(t, "error/-/"+testHost, w.nova.States(uuid))
 
 	for name, args := range map[string]map[string]any{"missing": nil, "wrong": {"reboot_type": 7}} {

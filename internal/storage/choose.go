@@ -135,20 +135,20 @@ func (c *choice) Devices(ctx context.Context, instanceID string) (devices []Devi
 	return devices, err
 }
 
-// Sound implements Sounder; a root disk of a back end that cannot tell is not.
-func (c *choice) Sound(ctx context.Context, instanceID string) (sound bool, err error) {
+// Healthy implements HealthChecker; a root disk of a back end that cannot tell is not.
+func (c *choice) Healthy(ctx context.Context, instanceID string) (healthy bool, err error) {
 	err = c.any(func(b Backend) error {
-		s, ok := b.(Sounder)
+		s, ok := b.(HealthChecker)
 		if !ok {
 			return ErrNotFound
 		}
-		sound, err = s.Sound(ctx, instanceID)
+		healthy, err = s.Healthy(ctx, instanceID)
 		return err
 	})
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
-	return sound, err
+	return healthy, err
 }
 
 // List implements Backend.

@@ -134,10 +134,10 @@ type Devicer interface {
 	Devices(ctx context.Context, instanceID string) ([]Device, error)
 }
 
-// Sounder is a back end that can tell whether a root disk gains anything from being mounted anew.
-type Sounder interface {
-	// Sound tells that a root disk is mounted, and that the kernel has met no error in a file system of its own.
-	Sound(ctx context.Context, instanceID string) (bool, error)
+// HealthChecker is a back end that can tell whether a root disk gains anything from being mounted anew.
+type HealthChecker interface {
+	// Healthy tells that a root disk is mounted, and that the kernel has met no error in a file system of its own.
+	Healthy(ctx context.Context, instanceID string) (bool, error)
 }
 
 // Usage is a pool's size in bytes.

@@ -90,8 +90,8 @@ func options(device *os.File) []mount.Option {
 	return []mount.Option{{Key: "source", Value: device.Name()}, {Key: "noinit_itable"}, {Key: "discard"}, {Key: "errors", Value: "remount-ro"}}
 }
 
-// Sound tells that the file system in the file is mounted, and that the kernel has met no error in it.
-func Sound(path string) (bool, error) {
+// Healthy tells that the file system in the file is mounted, and that the kernel has met no error in it.
+func Healthy(path string) (bool, error) {
 	device, err := loop.Attached(path)
 	if err != nil || device == nil {
 		return false, err

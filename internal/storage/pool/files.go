@@ -156,8 +156,8 @@ func (b *FileRoots) Copy(ctx context.Context, from string, to storage.Root) erro
 	return nil
 }
 
-// Sound implements storage.Sounder.
-func (b *FileRoots) Sound(_ context.Context, instanceID string) (bool, error) {
+// Healthy implements storage.HealthChecker.
+func (b *FileRoots) Healthy(_ context.Context, instanceID string) (bool, error) {
 	r, err := b.Pool.Get(instanceID)
 	if err != nil {
 		return false, err
@@ -167,7 +167,7 @@ func (b *FileRoots) Sound(_ context.Context, instanceID string) (bool, error) {
 	if err != nil || !mounted || r.SizeGB == 0 || isBounded(dir) {
 		return mounted, err
 	}
-	return ext4.Sound(b.File(instanceID))
+	return ext4.Healthy(b.File(instanceID))
 }
 
 // Devices implements storage.Devicer: the loop device, which is the root disk's own; without one
