@@ -134,7 +134,7 @@ func (m *Manager) doBuild(ctx context.Context, r *buildRequest) error {
 	if err := m.claimInstance(ctx, r); err != nil {
 		return err
 	}
-	m.Notify.Instance(ctx, notify.Event{Action: "create", Phase: "start", Instance: inst, ImageName: r.Image.Name, BDMs: r.BDMs})
+	m.Notify.Instance(ctx, notify.Event{Action: "create", Phase: "start", Instance: unclaimed(inst), ImageName: r.Image.Name, BDMs: r.BDMs})
 	if err := m.checkBuild(r); err != nil {
 		return err
 	}
@@ -178,6 +178,15 @@ func (m *Manager) claimInstance(ctx context.Context, r *buildRequest) error {
 		expected = conductor.ExpectTask(append([]string{""}, buildTasks...)...)
 	}
 	return m.Conductor.SaveInstance(ctx, inst, claim, expected)
+}
+
+// unclaimed is the instance as its start is told: nova-compute tells it before it claims, which here is one save with the first state
+// (nova/compute/manager.py:_build_and_run_instance).
+func unclaimed(inst *object.Instance) *object.Instance {
+	before := *inst
+	before.Header = inst.Clone()
+	before.Host, before.Node = "", ""
+	return &before
 }
 
 // spawnInstance does what takes long side by side, and then starts the guest.

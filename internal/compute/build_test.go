@@ -66,9 +66,11 @@ func (w *world) lanes() map[string][]string {
 
 func TestBuild(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld(t).both()
 	w.build(nil)
-	transcript(t, "build", w.lanes())
+	lanes := w.lanes()
+	w.toldAs("server-create", nil)
+	transcript(t, "build", lanes)
 
 	require.Equal(t, "active/-/"+testHost, w.nova.States(uuid))
 	for field, want := range map[string]string{"power_state": "1", "node": testHost, "launched_on": testHost, "root_device_name": "/dev/sda"} {

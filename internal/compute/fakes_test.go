@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/compute-agent/compute-agent/internal/compute/nowhere"
+	"github.com/compute-agent/compute-agent/internal/nova/capture"
 	"github.com/compute-agent/compute-agent/internal/storage"
 	"github.com/compute-agent/compute-agent/internal/storage/ephemeral"
 	"github.com/compute-agent/compute-agent/vif"
@@ -423,7 +424,7 @@ func (s *fakeSender) Notify(_ context.Context, topics []string, priority, publis
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, priority+" "+eventType)
-	s.told = append(s.told, notification{topics, priority, publisher, eventType, raw})
+	s.told = append(s.told, notification{capture.Notification{Priority: priority, PublisherID: publisher, EventType: eventType, Payload: raw}, topics})
 	return nil
 }
 

@@ -228,8 +228,8 @@ func TestImageStoreIsFull(t *testing.T) {
 				Exception string `json:"exception"`
 			}
 			for _, told := range w.sender.told {
-				if told.eventType == "compute.instance.create.error" {
-					require.NoError(t, json.Unmarshal(told.payload, &payload))
+				if told.EventType == "compute.instance.create.error" {
+					require.NoError(t, json.Unmarshal(told.Payload, &payload))
 				}
 			}
 			require.Regexp(t, `^ComputeResourcesUnavailable\(.*`+message, payload.Exception)

@@ -2,7 +2,6 @@ package compute
 
 import (
 	"cmp"
-	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -15,82 +14,32 @@ import (
 
 // notification is one that was passed to the sender.
 type notification struct {
-	topics                           []string
-	priority, publisherID, eventType string
-	payload                          json.RawMessage
+	capture.Notification
+
+	topics []string
 }
-
-// digest is what a handler decides of a notification. How a payload is made of an instance is the subject of
-// internal/nova/notify's tests.
-type digest struct {
-	Event, Publisher, Payload string
-	// Fields are those of the payload: the value of those that an operation changes, of the others whether they are null.
-	Fields map[string]any
-}
-
-// changing are the fields whose value is compared.
-var changing = []string{"state", "state_description", "task_state", "power_state", "progress", "message", "fault", "block_devices"}
-
-// incidental are fields that depend on the server's history and not on the operation.
-var incidental = []string{"updated_at", "metadata", "key_name", "display_description", "availability_zone"}
 
 // digests are those of what one operation told.
-func digests(t testing.TB, told []notification) []digest {
+func digests(t testing.TB, told []notification) []capture.Digest {
 	t.Helper()
-	var all []digest
-	first := -1
-	for _, n := range told {
-		d := digestOf(t, n)
-		if addresses, ok := d.Fields["ip_addresses"].(int); ok {
-			if first < 0 {
-				first = addresses
-			}
-			d.Fields["ip_addresses"] = map[int]string{-1: "fewer", 0: "as before", 1: "more"}[cmp.Compare(addresses, first)]
-		}
-		all = append(all, d)
+	all := make([]capture.Notification, len(told))
+	for i, n := range told {
+		all[i] = n.Notification
 	}
-	return all
+	return capture.Digests(t, all)
 }
 
-func digestOf(t testing.TB, n notification) digest {
+// capturedDigests are those of what a compute host told in a captured operation; host "" is the only one that told anything.
+func capturedDigests(t testing.TB, operation, host string) []capture.Digest {
 	t.Helper()
-	publisher, _, _ := strings.Cut(strings.ReplaceAll(n.publisherID, "compute.", "compute:"), ":")
-	d := digest{Event: n.priority + " " + n.eventType, Publisher: publisher, Payload: "legacy", Fields: map[string]any{}}
-	var all map[string]any
-	require.NoError(t, json.Unmarshal(n.payload, &all))
-	if class, ok := all["nova_object.name"].(string); ok {
-		version, _ := all["nova_object.version"].(string)
-		d.Payload = class + " " + version
-		all, _ = all["nova_object.data"].(map[string]any)
-	}
-	for name, value := range all {
-		switch {
-		case slices.Contains(changing, name):
-			d.Fields[name] = value
-		case name == "ip_addresses":
-			list, _ := value.([]any)
-			d.Fields[name] = len(list)
-		case slices.Contains(incidental, name):
-			d.Fields[name] = "any"
-		default:
-			d.Fields[name] = value != nil
+	of := capture.OfComputes(capture.Told(t, "zed", operation), testHost, otherHost)
+	if host == "" {
+		require.LessOrEqual(t, len(of), 1, "hosts that told of %s", operation)
+		for _, told := range of {
+			return capture.Digests(t, told)
 		}
 	}
-	return d
-}
-
-// capturedDigests are those of what a compute host told in a captured operation; host "" is any.
-func capturedDigests(t testing.TB, operation, host string) []digest {
-	t.Helper()
-	var told []notification
-	for _, m := range capture.Operation(t, "zed", operation) {
-		_, of, _ := strings.Cut(strings.Replace(m.PublisherID, "compute.", "nova-compute:", 1), "nova-compute:")
-		if m.EventType == "" || host != "" && of != host || !strings.HasPrefix(of, "peer") || strings.HasSuffix(m.EventType, "instance.update") {
-			continue
-		}
-		told = append(told, notification{nil, m.Priority, m.PublisherID, m.EventType, m.Payload})
-	}
-	return digests(t, told)
+	return capture.Digests(t, of[host])
 }
 
 // toldAs requires that what was told is, in both forms and in its order, what nova-compute told in a captured operation.
@@ -103,14 +52,14 @@ func (w *world) toldAs(operation string, ours map[string]any) {
 // toldBy is toldAs for one of the hosts of a captured move, which was to tell the same in whatever order.
 func (w *world) toldBy(operation, host string, ours map[string]any) {
 	w.t.Helper()
-	order := func(a, b digest) int { return cmp.Compare(a.Event, b.Event) }
+	order := func(a, b capture.Digest) int { return cmp.Compare(a.Event, b.Event) }
 	want, got := capturedDigests(w.t, operation, host), digests(w.t, w.sender.told)
 	slices.SortFunc(want, order)
 	slices.SortFunc(got, order)
 	w.compareTold(operation, want, got, ours)
 }
 
-func (w *world) compareTold(operation string, want, got []digest, ours map[string]any) {
+func (w *world) compareTold(operation string, want, got []capture.Digest, ours map[string]any) {
 	w.t.Helper()
 	for i := range want {
 		_, event, _ := strings.Cut(want[i].Event, " ")
@@ -121,8 +70,8 @@ func (w *world) compareTold(operation string, want, got []digest, ours map[strin
 		}
 	}
 	for _, n := range w.sender.told {
-		versioned := strings.HasPrefix(n.publisherID, "nova-compute:")
-		require.Equal(w.t, versioned, len(n.topics) == 1, "topics of %s", n.eventType)
+		versioned := strings.HasPrefix(n.PublisherID, "nova-compute:")
+		require.Equal(w.t, versioned, len(n.topics) == 1, "topics of %s", n.EventType)
 	}
 	if diff := gocmp.Diff(want, got); diff != "" {
 		w.t.Errorf("%s (-captured +told):\n%s", operation, diff)

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,8 @@ type Message struct {
 	Operation string `json:"objmethod"` // its method
 	Event     string `json:"event_type"`
 	Publisher string
+	Priority  string          // of notifications, as their payload
+	Payload   json.RawMessage //
 }
 
 // Trace records every message that is published on the bus, by RabbitMQ's firehose. Close it.
@@ -79,14 +82,20 @@ func (t *Trace) Stop(ctx context.Context) ([]Message, error) {
 	if err := t.end(ctx); err != nil {
 		return nil, err
 	}
+	return t.Seen()
+}
+
+// Seen returns what was seen so far, in order.
+func (t *Trace) Seen() ([]Message, error) {
 	text, err := os.ReadFile(t.plane.inRoot(t.file))
 	if err != nil {
 		return nil, err
 	}
+	text = text[:bytes.LastIndexByte(text, '\n')+1] // a line may be in the making
 	var messages []Message
-	for line := range strings.Lines(string(text)) {
+	for line := range bytes.Lines(text) {
 		var m Message
-		if err := json.Unmarshal([]byte(line), &m); err != nil {
+		if err := json.Unmarshal(line, &m); err != nil {
 			return nil, fmt.Errorf("read trace: %w", err)
 		}
 		messages = append(messages, m)

@@ -3,18 +3,22 @@ package controlplane
 import (
 	"context"
 	"maps"
+	"os"
 	"strings"
 )
 
 // SSHImagePackage has the ssh server of SSHImage; AddPackages brings it into the chroot.
 const SSHImagePackage = "dropbear-bin"
 
-const sshServer = "/usr/sbin/dropbear"
+const (
+	sshServer  = "/usr/sbin/dropbear"
+	sshHostKey = "etc/dropbear/dropbear_ed25519_host_key"
+)
 
 // sshFiles are what the ssh image has besides the busybox one. It keeps the host name that the container was given, and takes keys and
 // personality files from the config drive, as cloud-init does.
 var sshFiles = map[string]string{
-	"etc/inittab": "::sysinit:/etc/init.d/rcS\n::respawn:" + sshServer + " -F -E -R\n" +
+	"etc/inittab": "::sysinit:/etc/init.d/rcS\n::respawn:" + sshServer + " -F -E\n" +
 		"::ctrlaltdel:/bin/busybox poweroff\n::shutdown:/etc/init.d/rcK\n",
 	"etc/init.d/rcS": strings.ReplaceAll(busyboxFiles["etc/init.d/rcS"],
 		"hostname -F /etc/hostname 2>/dev/null\n", "/etc/init.d/config-drive\n"),
@@ -36,17 +40,35 @@ done
 	"usr/bin/sudo": "#!/bin/sh\nexec \"$@\"\n",
 }
 
-// SSHImage is the busybox image with an ssh server, for tests that log in. It is made when it is asked for the first time.
+// SSHImage is the busybox image with an ssh server, for tests that log in. It is made when it is asked for the first time. Its servers have one
+// host key: Tempest gives a floating address to another server, logs in before Neutron has moved it, and keeps the first key that it sees.
 func (p *Plane) SSHImage(ctx context.Context) (string, error) {
 	path := p.path("images", "busybox-ssh-rootfs.tar.gz")
 	return path, p.once("ssh-image", func() error {
 		if err := p.AddPackages(ctx, SSHImagePackage); err != nil {
 			return err
 		}
+		key, err := p.newSSHHostKey(ctx)
+		if err != nil {
+			return err
+		}
 		files := maps.Clone(busyboxFiles)
 		maps.Copy(files, sshFiles)
+		files[sshHostKey] = key
 		return p.busyboxTree(ctx, path, files, []string{sshServer})
 	})
+}
+
+func (p *Plane) newSSHHostKey(ctx context.Context) (string, error) {
+	const file = "/root/ssh-host-key"
+	if err := os.RemoveAll(p.inRoot(file)); err != nil {
+		return "", err
+	}
+	if _, err := p.Run(ctx, "root", "dropbearkey", "-t", "ed25519", "-f", file); err != nil {
+		return "", err
+	}
+	key, err := os.ReadFile(p.inRoot(file))
+	return string(key), err
 }
 
 // libraries are the paths of what the programs of the chroot are linked with, the dynamic linker among them.

@@ -50,7 +50,8 @@ def trace(connection, path):
             instance = args.get("objinst")  # of an object's own method; a class method names the class
             name = instance.get("nova_object.name") if isinstance(instance, dict) else args.get("objname")
             record.update(method=body.get("method"), msg_id=body.get("_msg_id"), objname=name, objmethod=args.get("objmethod"),
-                          event_type=body.get("event_type"), publisher=body.get("publisher_id"))
+                          event_type=body.get("event_type"), publisher=body.get("publisher_id"), priority=body.get("priority"),
+                          payload=body.get("payload"))
         out.write(json.dumps(record) + "\n")
 
     queue = channel.queue_declare("", exclusive=True).queue
