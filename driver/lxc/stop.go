@@ -10,6 +10,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
+	"github.com/compute-agent/compute-agent/internal/stopwatch"
 )
 
 const (
@@ -95,10 +96,12 @@ func (d *Driver) shutdown(ctx context.Context, rec record, timeout, retry time.D
 			patience = min(retry, blindRetry)
 		}
 		round, cancel := context.WithTimeout(limit, patience)
+		waited := stopwatch.Wait(ctx, stopwatch.Guest)
 		err = d.askToHalt(round, rec, kind, g)
 		if err == nil {
 			err = d.awaitMonitorEnd(round, name, g)
 		}
+		waited()
 		cancel()
 		if err != nil && !errors.Is(err, driver.ErrTimeout) {
 			break
@@ -221,6 +224,7 @@ func (d *Driver) killAll(name string, g guest) error {
 // awaitMonitor waits for a monitor whose guest was killed to end, which returns the
 // links. One that hangs is killed in turn; its links are lost with the namespace then.
 func (d *Driver) awaitMonitor(ctx context.Context, name string, g guest) error {
+	defer stopwatch.Wait(ctx, stopwatch.Guest)()
 	if g.init != 0 {
 		if err := awaitEnd(ctx, g.init, func() bool { return inGroup(g.init, payload(name)) }); err != nil {
 			return fmt.Errorf("the guest's init does not die: %w", err)

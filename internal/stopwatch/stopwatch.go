@@ -19,6 +19,7 @@ const (
 	Placement = "placement"
 	Plug      = "plug" // the network-vif-plugged event
 	Queue     = "queue"
+	Guest     = "guest" // until a guest has halted, or the kernel has ended it
 )
 
 type span struct{ from, to time.Time }
