@@ -99,7 +99,19 @@ func (j *judge) up(ctx context.Context) error {
 	if err := j.UpForTests(ctx); err != nil {
 		return err
 	}
-	var err error
+	left, err := j.removeRouters(ctx)
+	if err != nil {
+		return err
+	}
+	if left > 0 && !lab.Shared() {
+		j.Plane.Say("starting anew without %d routers of a run that was killed", left)
+		if err := j.Plane.Down(ctx); err != nil {
+			return err
+		}
+		if err := j.UpForTests(ctx); err != nil {
+			return err
+		}
+	}
 	if j.guestFS, err = mountGuestFS(ctx, j.Plane); err != nil {
 		return err
 	}
@@ -141,6 +153,8 @@ func (j *judge) down(ctx context.Context) error {
 	if j.Plane.Running() && j.Agent.PID() != 0 {
 		j.Plane.Say("deleting servers")
 		errs = append(errs, j.DeleteServers(ctx))
+		_, err := j.removeRouters(ctx)
+		errs = append(errs, err)
 	}
 	errs = append(errs, j.StopAgent(ctx))
 	if j.second != nil {

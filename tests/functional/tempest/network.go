@@ -98,3 +98,45 @@ func (j *judge) extensions(ctx context.Context) (string, error) {
 	}
 	return strings.Join(aliases, ","), err
 }
+
+// removeRouters takes away what a run that was cut short has left of routers and floating addresses, and says how many routers there were.
+// Neutron's L3 agent sets up all that it finds when it starts side by side, and eventlet does not survive that: it stands still from then on.
+func (j *judge) removeRouters(ctx context.Context) (int, error) {
+	var found struct {
+		FloatingIPs []struct{ ID string } `json:"floatingips"`
+		Routers     []struct{ ID string }
+	}
+	for _, kind := range []string{"floatingips", "routers"} {
+		if err := j.Admin.Do(ctx, http.MethodGet, cloud.Network, "/v2.0/"+kind, nil, &found); err != nil {
+			return 0, err
+		}
+	}
+	for _, f := range found.FloatingIPs {
+		if err := j.Admin.Do(ctx, http.MethodDelete, cloud.Network, "/v2.0/floatingips/"+f.ID, nil, nil); err != nil {
+			return 0, err
+		}
+	}
+	for _, r := range found.Routers {
+		if err := j.removeRouter(ctx, r.ID); err != nil {
+			return 0, fmt.Errorf("remove router %s: %w", r.ID, err)
+		}
+	}
+	return len(found.Routers), nil
+}
+
+func (j *judge) removeRouter(ctx context.Context, id string) error {
+	path := "/v2.0/routers/" + id
+	if err := j.Admin.Do(ctx, http.MethodPut, cloud.Network, path, object{"router": object{"external_gateway_info": object{}}}, nil); err != nil {
+		return err
+	}
+	ports, err := j.Admin.Ports(ctx, "device_id="+id)
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if err := j.Admin.Do(ctx, http.MethodPut, cloud.Network, path+"/remove_router_interface", object{"port_id": p.ID}, nil); err != nil {
+			return err
+		}
+	}
+	return j.Admin.Do(ctx, http.MethodDelete, cloud.Network, path, nil, nil)
+}
