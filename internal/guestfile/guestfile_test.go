@@ -228,6 +228,54 @@ func TestDirectoriesAndLinks(t *testing.T) {
 	nothingTemporary(t, dir)
 }
 
+func TestSetDirectory(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: owners of files")
+	}
+	r, dir := guest(t)
+	number := func(n uint32) *uint32 { return &n }
+	require.NoError(t, r.SetDirectory("/etc", Attributes{UID: number(0), GID: number(3), Mode: number(0o2750)}))
+	require.Equal(t, "0:3 2750", what(t, filepath.Join(dir, "etc")))
+	require.NoError(t, r.SetDirectory("/dir", Attributes{GID: number(0), Mode: number(0o700)}))
+	require.Equal(t, "0:0 700", what(t, filepath.Join(dir, "etc")), "a link is followed")
+	require.NoError(t, r.SetDirectory("etc", Attributes{}))
+	require.Equal(t, "0:0 700", what(t, filepath.Join(dir, "etc")))
+	for name, want := range map[string]error{
+		"/home/a": unix.ENOTDIR, "/pipe": unix.ENOTDIR, "/outside": fs.ErrNotExist, "/loop": unix.ELOOP, "/gone": fs.ErrNotExist,
+	} {
+		require.ErrorIs(t, r.SetDirectory(name, Attributes{Mode: number(0o777)}), want, name)
+	}
+	require.ErrorIs(t, open1(t, "/").SetDirectory("/proc", Attributes{}), ErrFileSystem)
+	require.ErrorContains(t, r.SetDirectory("/etc", Attributes{UID: number(65536)}), "the guest has no id 65536")
+}
+
+// TestOpenDisk: what is made has ids of the guest's, as the disk has them.
+func TestOpenDisk(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: owners of files")
+	}
+	for owner, want := range map[uint32]uint32{ids.Base: ids.Base + 5, ids.Base + 65535: ids.Base + 5, ids.Base + 65536: 5, ids.Base - 1: 5, 0: 5} {
+		dir := t.TempDir()
+		require.NoError(t, os.Chown(dir, int(owner), int(owner)))
+		r, err := OpenDisk(dir, ids)
+		require.NoError(t, err)
+		five := uint32(5)
+		require.NoError(t, put(r, "/new", "text", 0o644, Attributes{UID: &five}))
+		require.NoError(t, r.Close())
+		var st unix.Stat_t
+		require.NoError(t, unix.Lstat(filepath.Join(dir, "new"), &st))
+		require.Equal(t, want, st.Uid, owner)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink("/", link))
+	for _, path := range []string{link, link + "/nowhere", "/dev/null"} {
+		_, err := OpenDisk(path, ids)
+		require.Error(t, err, path)
+	}
+}
+
 func TestWalk(t *testing.T) {
 	t.Parallel()
 	r, _ := guest(t)

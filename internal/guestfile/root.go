@@ -1,5 +1,5 @@
-// Package guestfile reads and writes files of a running guest by the names that they have there. The guest is hostile and may change any name
-// at any time: names are resolved beneath its root directory and nowhere else, links included; only regular files are opened, and only on file
+// Package guestfile reads and writes files of a guest, or of its root disk before it runs, by the names that they have there. The guest is hostile
+// and may change any name at any time, and so is the image that a disk is made of: names are resolved beneath its root directory and nowhere else, links included; only regular files are opened, and only on file
 // systems that are made for files, since what is behind a name in /proc or /sys is the host's. What is made belongs to ids of the guest's.
 package guestfile
 
@@ -41,6 +41,24 @@ type Root struct {
 
 // New takes over the root directory as driver.RootOpener opens it. Close has to be called.
 func New(dir *os.File, ids IDs) *Root { return &Root{dir: dir, ids: ids, work: make(chan task)} }
+
+// OpenDisk opens the root directory of a guest that does not run, at the path where its disk is mounted. A disk whose root is none of ids
+// is one that the guest gets as it is, or that is mapped when the guest starts: its files have the guest's own numbers.
+func OpenDisk(path string, ids IDs) (*Root, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	dir := os.NewFile(uintptr(fd), path)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("look at %s: %w", path, err), dir.Close())
+	}
+	if st.Uid < ids.Base || st.Uid-ids.Base >= ids.Count {
+		ids.Base = 0
+	}
+	return New(dir, ids), nil
+}
 
 // Close lets go of the guest. No other method may be under way.
 func (r *Root) Close() error {

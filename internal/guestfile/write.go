@@ -229,6 +229,30 @@ func (r *Root) MkdirAll(name string) error {
 	return r.Mkdir(name, 0o755, Attributes{})
 }
 
+// SetDirectory gives a directory that is there an owner and a mode.
+func (r *Root) SetDirectory(name string, a Attributes) error {
+	found, st, err := r.find(name)
+	if err != nil {
+		return err
+	}
+	defer found.Close() //nolint:errcheck // only a path
+	dir, err := openat2(found, ".", unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH)
+	if err != nil {
+		return wrap("open", name, err)
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written
+	uid, gid, err := r.owner(a, &st)
+	if err != nil {
+		return wrap("change", name, err)
+	}
+	return wrap("change", name, r.asGuest(func() error {
+		if err := unix.Fchown(int(dir.Fd()), uid, gid); err != nil {
+			return err
+		}
+		return unix.Fchmod(int(dir.Fd()), mode(a, &st, 0))
+	}))
+}
+
 // Symlink makes a link. A link or a file that is there is replaced in one step; what a link there leads to is not touched.
 func (r *Root) Symlink(target, name string, a Attributes) error {
 	if clean(name) == "." {
