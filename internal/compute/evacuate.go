@@ -64,7 +64,10 @@ func (e *evacuation) run(ctx context.Context) error {
 	if e.BDMs, err = m.Conductor.BDMs(ctx, inst.UUID); err != nil {
 		return err
 	}
-	e.spawn = newSpawn(m, &buildRequest{Instance: inst, Image: e.image, BDMs: e.BDMs, AccelUUIDs: e.AccelUUIDs})
+	password := e.NewPassword.Reveal()
+	e.spawn = newSpawn(m, &buildRequest{
+		Instance: inst, Image: e.image, BDMs: e.BDMs, AccelUUIDs: e.AccelUUIDs, AdminPassword: &password, InjectedFiles: e.InjectedFiles,
+	})
 	if err := m.checkBuild(e.spawn.r); err != nil {
 		return err
 	}
@@ -82,7 +85,7 @@ func (e *evacuation) run(ctx context.Context) error {
 	}
 	begin := e.spawn.start
 	if e.stopped {
-		begin = e.spawn.writeConfigDrive // for the start that is asked for later
+		begin = e.spawn.furnish // for the start that is asked for later
 	}
 	if err := begin(ctx); err != nil {
 		return err

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"maps"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -130,6 +131,23 @@ func TestEvacuationFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEvacuationOfStoppedServer: its root disk is as new as that of one that runs.
+func TestEvacuationOfStoppedServer(t *testing.T) {
+	source, destination := twoHosts(t)
+	source.glance.data = lxdImage(t)
+	source.glance.images.add(imageID, "active", nil)
+	args := evacuate(source, destination)
+	args["instance"] = withFields(t, args["instance"], map[string]any{"vm_state": "stopped"})
+	source.nova.Update(uuid, map[string]any{"vm_state": "stopped"})
+	_, err := destination.call(user(t), "rebuild_instance", args)
+	require.NoError(t, err)
+	require.Equal(t, "stopped/-/"+otherHost, source.nova.States(uuid))
+	got, ok := destination.driver.Instance(uuid)
+	require.True(t, ok)
+	require.Equal(t, driver.PowerStateShutdown, got.State)
+	require.FileExists(t, filepath.Join(destination.roots.dir, uuid, "etc/hostname"), "of a template")
 }
 
 // TestEvacuationIsTakenUp: one that a stop of the agent cut off begins anew.

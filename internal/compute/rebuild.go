@@ -121,10 +121,7 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 	if err := s.makeRoot(ctx); err != nil {
 		return err
 	}
-	if err := s.applyTemplates(ctx); err != nil {
-		return err
-	}
-	if err := s.writeConfigDrive(ctx); err != nil {
+	if err := s.furnish(ctx); err != nil {
 		return err
 	}
 	if !r.stopped {

@@ -306,13 +306,17 @@ func (s *spawn) writeConfigDrive(ctx context.Context) error {
 	return nil
 }
 
-// start runs the guest with its ports in request order, once the files are made that
-// its image has templates for.
-func (s *spawn) start(ctx context.Context) error {
+// furnish writes what makes a new root disk this server's: the files of its image's templates and the config drive.
+func (s *spawn) furnish(ctx context.Context) error {
 	if err := s.applyTemplates(ctx); err != nil {
 		return err
 	}
-	if err := s.writeConfigDrive(ctx); err != nil {
+	return s.writeConfigDrive(ctx)
+}
+
+// start runs the guest with its ports in request order, once its root disk is furnished.
+func (s *spawn) start(ctx context.Context) error {
+	if err := s.furnish(ctx); err != nil {
 		return err
 	}
 	if err := s.m.Drives.Mount(s.inst.UUID); err != nil {
