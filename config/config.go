@@ -287,9 +287,15 @@ type Keystone struct {
 	Auth Auth
 }
 
+// NoInjection is the value of [libvirt] inject_partition that turns injection off.
+const NoInjection = -2
+
 // Libvirt is section [libvirt], as far as its options are about volumes,
-// rescue and snapshots and not about libvirt.
+// rescue, snapshots and root disks and not about libvirt.
 type Libvirt struct {
+	InjectKey             bool
+	InjectPartition       int
+	InjectPassword        bool
 	ISCSIIface            string
 	NFSMountOptions       string
 	NFSMountPointBase     string

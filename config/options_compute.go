@@ -68,7 +68,11 @@ func (r *registry) imageCacheOptions(c *ImageCache) {
 }
 
 func (r *registry) libvirtOptions(c *Libvirt) {
-	s := r.section("libvirt", "Options of this section that are not about libvirt: volumes, rescue, snapshots.")
+	s := r.section("libvirt", "Options of this section that are not about libvirt: volumes, rescue, snapshots, injection.")
+	s.boolean(&c.InjectKey, "inject_key", false, "Whether a server's public key is written into new root disks, as one of root's. Needs inject_partition.")
+	s.integer(&c.InjectPartition, "inject_partition", NoInjection, "Whether new root disks of servers without a config drive are written into: -2 is no, any other value is yes, since"+
+		" a container's root has no partitions. Personality files and metadata (/meta.js) always are then.").atLeast(NoInjection)
+	s.boolean(&c.InjectPassword, "inject_password", false, "Whether the admin password is written into new root disks, as that of root or of the image's os_admin_user. Needs inject_partition.")
 	s.text(&c.ISCSIIface, "iscsi_iface", "", "iSCSI interface to use.").was("", "iscsi_transport")
 	s.text(&c.NFSMountOptions, "nfs_mount_options", "", "Options for mounting NFS shares with volumes.")
 	s.path(&c.NFSMountPointBase, "nfs_mount_point_base", "$state_path/mnt", "Directory where they are mounted.")

@@ -11,6 +11,7 @@ import (
 	"github.com/compute-agent/compute-agent/driver/fake"
 	"github.com/compute-agent/compute-agent/driver/lxc"
 	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/compute/inject"
 	"github.com/compute-agent/compute-agent/internal/compute/nowhere"
 	"github.com/compute-agent/compute-agent/internal/control"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
@@ -72,10 +73,10 @@ func (h *host) trackerOptions(o resource.Options) resource.Options {
 }
 
 // managerOptions are those of this host's kind: nobody wires a port that is not plugged (nova's fake driver waits for none), and an image that is
-// not fetched proves nothing.
+// not fetched proves nothing and becomes no disk to write into.
 func (h *host) managerOptions(o compute.Options) compute.Options {
 	if h.fake != nil {
-		o.VIFPluggingTimeout, o.VerifySignatures, o.ValidateCertificate = 0, false, false
+		o.VIFPluggingTimeout, o.VerifySignatures, o.ValidateCertificate, o.Injection = 0, false, false, inject.Settings{}
 	}
 	return o
 }

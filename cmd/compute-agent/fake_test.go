@@ -10,6 +10,7 @@ import (
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/driver/fake"
 	"github.com/compute-agent/compute-agent/internal/compute"
+	"github.com/compute-agent/compute-agent/internal/compute/inject"
 	"github.com/compute-agent/compute-agent/internal/control"
 	"github.com/compute-agent/compute-agent/internal/resource"
 )
@@ -44,6 +45,7 @@ func TestOpenFakeHost(t *testing.T) {
 	require.Equal(t, []resource.GuestKind{{HVType: "fake", VMMode: "hvm"}}, h.trackerOptions(resource.Options{CPUs: 1}).Guests)
 	require.Zero(t, h.trackerOptions(resource.Options{CPUs: 1}).CPUs)
 	require.Zero(t, h.managerOptions(compute.Options{VIFPluggingTimeout: 300}).VIFPluggingTimeout)
+	require.Zero(t, h.managerOptions(compute.Options{Injection: inject.Settings{Enabled: true}}).Injection, "all servers have one directory as their root")
 	_, err = h.control.List(t.Context())
 	require.ErrorIs(t, err, errFake)
 

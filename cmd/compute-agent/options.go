@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute"
 	"github.com/compute-agent/compute-agent/internal/compute/console"
+	"github.com/compute-agent/compute-agent/internal/compute/inject"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/usage"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
@@ -194,6 +195,7 @@ func managerOptions(c *config.Config, r release.Release, host hostinfo.Info, poo
 			Force: d.ForceConfigDrive, DHCPDomain: c.API.DHCPDomain, SkipVersions: c.API.ConfigDriveSkipVersions,
 			VendordataProviders: c.API.VendordataProviders, VendordataFile: c.API.VendordataJSONFilePath,
 		},
+		Injection:           inject.Settings{Enabled: c.Libvirt.InjectPartition != config.NoInjection, Key: c.Libvirt.InjectKey, Password: c.Libvirt.InjectPassword},
 		ResizeConfirmWindow: d.ResizeConfirmWindow, EmptyImage: filepath.Join(c.LXC.StateDir, "empty-image"),
 		IDPool: pool, IDsPerInstance: c.LXC.IDsPerInstance,
 		FlavorPolicy: flavor.Policy{AllowPrivileged: c.LXC.AllowPrivileged, DefaultPIDs: int64(c.LXC.DefaultPidsLimit)},

@@ -11,7 +11,26 @@ import (
 
 	"github.com/compute-agent/compute-agent/config"
 	"github.com/compute-agent/compute-agent/imagesync"
+	"github.com/compute-agent/compute-agent/internal/compute/inject"
+	"github.com/compute-agent/compute-agent/internal/hostinfo"
+	"github.com/compute-agent/compute-agent/internal/nova/release"
 )
+
+// TestInjectionOptions: an existing nova.conf means here what it means to nova-compute.
+func TestInjectionOptions(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]inject.Settings{
+		"": {}, "inject_key = True\ninject_password = True": {Key: true, Password: true}, "inject_partition = -2": {},
+		"inject_partition = -1": {Enabled: true}, "inject_partition = 0\ninject_key = true": {Enabled: true, Key: true},
+		"inject_partition = 1\ninject_password = yes": {Enabled: true, Password: true},
+	} {
+		file := filepath.Join(t.TempDir(), "agent.conf")
+		require.NoError(t, os.WriteFile(file, []byte("[libvirt]\n"+text+"\n"), 0o600))
+		c, _, err := config.Load(config.Sources{Files: []string{"../../config/testdata/nova.conf", file}, Dirs: []string{t.TempDir()}})
+		require.NoError(t, err)
+		require.Equal(t, want, managerOptions(c, release.Release{}, hostinfo.Info{}, nil).Injection, text)
+	}
+}
 
 // TestImageOptions: what an operator writes about images reaches the store, in its units.
 func TestImageOptions(t *testing.T) {

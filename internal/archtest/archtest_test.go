@@ -57,6 +57,7 @@ var allowed = []struct {
 	{"internal/compute/console", []string{"driver", "rpc", "internal/nova/...", "internal/serialconsole", "internal/state", leaves}},
 	{"internal/compute/diagnostics", []string{"driver", "vif", "internal/nova/...", leaves}},
 	{"internal/compute/glanceimage", []string{"flavor", "imagesync", "internal/nova/...", "internal/openstack/...", "internal/signature", leaves}},
+	{"internal/compute/inject", []string{"internal/guestfile", "internal/shadow", leaves}},
 	{"internal/compute/journal", []string{"internal/state", "rpc", leaves}},
 	{"internal/compute/metadata", []string{"internal/configdrive", "internal/nova/...", leaves}},
 	{"internal/compute/nowhere", []string{"imagesync", "vif", "internal/configdrive", "internal/storage/...", leaves}},

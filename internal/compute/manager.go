@@ -12,6 +12,7 @@ import (
 	"github.com/compute-agent/compute-agent/imagesync/pack"
 	"github.com/compute-agent/compute-agent/internal/compute/console"
 	"github.com/compute-agent/compute-agent/internal/compute/glanceimage"
+	"github.com/compute-agent/compute-agent/internal/compute/inject"
 	"github.com/compute-agent/compute-agent/internal/compute/journal"
 	"github.com/compute-agent/compute-agent/internal/compute/metadata"
 	"github.com/compute-agent/compute-agent/internal/compute/plugging"
@@ -87,6 +88,7 @@ type Options struct {
 	InstanceDeleteInterval time.Duration // negative: off, 0: the default interval
 
 	ConfigDrive metadata.ConfigDrive
+	Injection   inject.Settings
 
 	RootDiskDefaultGB int // size for flavors with a root disk of 0; 0: no quota
 	RootDiskMaxGB     int // largest root disk; 0: no limit

@@ -73,3 +73,11 @@ func adminUser(inst *object.Instance) string {
 	}
 	return "root"
 }
+
+// imageAdminUser is the same in a guest that is about to be made of an image.
+func imageAdminUser(image *object.Image) string {
+	if user := image.Property("os_admin_user"); user != "" {
+		return user
+	}
+	return "root"
+}

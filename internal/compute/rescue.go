@@ -233,12 +233,21 @@ func (r *rescue) run(ctx context.Context) error {
 	return m.runRecorded(ctx, r.rec)
 }
 
-// furnish makes the rescue system's own files: those of its image's templates, and the password.
+// furnish makes the rescue system's own files: those of its image's templates, what is injected into every new root disk, and the password.
 func (r *rescue) furnish(ctx context.Context, rootfs string) error {
 	if template.Needed(r.stored, template.Create, template.Start) {
 		rec := r.rec
 		rec.Templates = r.m.templateVars(ctx, r.inst, r.stored)
 		if err := r.m.writeTemplates(ctx, rec, r.stored, rootfs, template.Create, template.Start); err != nil {
+			return err
+		}
+	}
+	if r.m.injects(r.inst, r.inst.System("image_"+metadata.ImageConfigDrive)) {
+		content, err := r.m.injected(ctx, r.inst)
+		if err != nil {
+			return err
+		}
+		if err := writeInto(ctx, rootfs, r.rec.Root.IDs, content); err != nil {
 			return err
 		}
 	}
@@ -252,7 +261,7 @@ func (r *rescue) furnish(ctx context.Context, rootfs string) error {
 	defer root.Close() //nolint:errcheck // a directory
 	// As with nova-compute's injection, a system that takes no password is a rescue system all the same: its
 	// image may let its owner in by another way.
-	if err := shadow.SetPassword(ctx, root, rescueUser(&r.image), r.password.Reveal()); err != nil {
+	if err := shadow.SetPassword(ctx, root, imageAdminUser(&r.image), r.password.Reveal()); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("password of the rescue system not set")
 	}
 	return nil
@@ -373,12 +382,4 @@ func (m *Manager) unrescueExpired(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// rescueUser is whose password a rescue system gets: its image's os_admin_user, else root.
-func rescueUser(image *object.Image) string {
-	if user := image.Property("os_admin_user"); user != "" {
-		return user
-	}
-	return "root"
 }

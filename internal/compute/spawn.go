@@ -306,9 +306,13 @@ func (s *spawn) writeConfigDrive(ctx context.Context) error {
 	return nil
 }
 
-// furnish writes what makes a new root disk this server's: the files of its image's templates and the config drive.
+// furnish writes what makes a new root disk this server's: the files of its image's templates and, into the disk or the config drive, what
+// the request says of it.
 func (s *spawn) furnish(ctx context.Context) error {
 	if err := s.applyTemplates(ctx); err != nil {
+		return err
+	}
+	if err := s.inject(ctx); err != nil {
 		return err
 	}
 	return s.writeConfigDrive(ctx)

@@ -82,7 +82,7 @@ func (o ConfigDrive) describe(ctx context.Context, inst *object.Instance, c Cont
 			return nil, fmt.Errorf("decode user data: %w", err)
 		}
 	}
-	if s.Files, err = injectedFiles(c.Files); err != nil {
+	if s.Files, err = Files(c.Files); err != nil {
 		return nil, err
 	}
 	if s.Devices, err = driveDevices(c.Devices); err != nil {
@@ -102,8 +102,8 @@ func nullable(text string) *string {
 	return &text
 }
 
-// injectedFiles reads the files that the API's caller sends (nova/compute/manager.py:_decode_files).
-func injectedFiles(raw json.RawMessage) ([]configdrive.File, error) {
+// Files reads the files that the API's caller sends (nova/compute/manager.py:_decode_files).
+func Files(raw json.RawMessage) ([]configdrive.File, error) {
 	if len(raw) == 0 {
 		return nil, nil
 	}

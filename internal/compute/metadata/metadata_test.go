@@ -76,14 +76,14 @@ func TestBlockDevices(t *testing.T) {
 	require.Equal(t, map[string]string{"ami": "vda", "root": "/dev/vda"}, blockDevices(&object.Instance{RootDeviceName: "/dev/vda"}, nil))
 }
 
-func TestInjectedFiles(t *testing.T) {
+func TestFiles(t *testing.T) {
 	t.Parallel()
-	files, err := injectedFiles(json.RawMessage(`[["/etc/motd", "aG\nkK"]]`))
+	files, err := Files(json.RawMessage(`[["/etc/motd", "aG\nkK"]]`))
 	require.NoError(t, err)
 	require.Len(t, files, 1)
 	require.Equal(t, "hi\n", string(files[0].Contents), "base64 may be broken into lines")
-	_, err = injectedFiles(json.RawMessage(`[["/etc/motd", "%%"]]`))
+	_, err = Files(json.RawMessage(`[["/etc/motd", "%%"]]`))
 	require.True(t, exception.Is(err, "Base64Exception"), "%v", err)
-	_, err = injectedFiles(json.RawMessage(`{}`))
+	_, err = Files(json.RawMessage(`{}`))
 	require.ErrorContains(t, err, "decode injected files")
 }

@@ -57,6 +57,9 @@ type NewServer struct {
 	MaxCount         int    `json:"max_count,omitempty"`
 	BlockDevices     any    `json:"block_device_mapping_v2,omitempty"`
 
+	AdminPass string            `json:"adminPass,omitempty"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+
 	TrustedCerts []string `json:"trusted_image_certificates,omitempty"`
 	Personality  []File   `json:"personality,omitempty"`
 }
@@ -66,6 +69,9 @@ type File struct {
 	Path     string `json:"path"`
 	Contents []byte `json:"contents"` // base64 on the wire
 }
+
+// WithFiles is the last microversion that takes files.
+const WithFiles = "compute 2.56"
 
 // OnNetwork is the Networks value for one port on the network.
 func OnNetwork(id string) any { return []map[string]string{{"uuid": id}} }
@@ -78,7 +84,7 @@ func (c *Client) CreateServer(ctx context.Context, s NewServer) (string, error) 
 	var answer struct{ Server struct{ ID string } }
 	version := microversions[Compute]
 	if len(s.Personality) > 0 {
-		version = "compute 2.56" // the last one that takes files
+		version = WithFiles
 	}
 	err := c.DoAt(ctx, version, http.MethodPost, Compute, "/servers", map[string]any{"server": s}, &answer)
 	return answer.Server.ID, err
@@ -96,6 +102,23 @@ func (c *Client) Servers(ctx context.Context, prefix string) ([]Server, error) {
 	var answer struct{ Servers []Server }
 	err := c.Do(ctx, http.MethodGet, Compute, "/servers/detail?all_tenants=1&name="+url.QueryEscape("^"+prefix), nil, &answer)
 	return answer.Servers, err
+}
+
+// CreateKeyPair has nova make a key pair, and returns the private key.
+func (c *Client) CreateKeyPair(ctx context.Context, name string) (string, error) {
+	var answer struct {
+		KeyPair struct {
+			PrivateKey string `json:"private_key"`
+		} `json:"keypair"`
+	}
+	// Later ones only take public keys.
+	err := c.DoAt(ctx, "compute 2.91", http.MethodPost, Compute, "/os-keypairs", map[string]any{"keypair": map[string]any{"name": name}}, &answer)
+	return answer.KeyPair.PrivateKey, err
+}
+
+// DeleteKeyPair removes a key pair.
+func (c *Client) DeleteKeyPair(ctx context.Context, name string) error {
+	return c.Do(ctx, http.MethodDelete, Compute, "/os-keypairs/"+url.PathEscape(name), nil, nil)
 }
 
 // DeleteServer asks for the end of a server; one that is gone is no error.
