@@ -150,6 +150,7 @@ var catalog = map[string]class{
 	"PortUpdateFailed":                           {"Invalid", 400, "Port update failed for port %(port_id)s: %(reason)s"},
 	"PreserveEphemeralNotSupported":              {"Invalid", 400, "The current driver does not support preserving ephemeral partitions."},
 	"ProviderConfigException":                    {"NovaException", 500, "An error occurred while processing a provider config file: %(error)s"},
+	"QemuGuestAgentNotEnabled":                   {"InstanceAgentNotEnabled", 400, "QEMU guest agent is not enabled"},
 	"RequestedVRamTooHigh":                       {"NovaException", 500, "The requested amount of video memory %(req_vram)d is higher than the maximum allowed by flavor %(max_vram)d."},
 	"RescheduledException":                       {"NovaException", 500, "Build of instance %(instance_uuid)s was re-scheduled: %(reason)s"},
 	"ReshapeFailed":                              {"NovaException", 500, "Resource provider inventory and allocation data migration failed: %(error)s"},
