@@ -268,6 +268,43 @@ func TestFunctionalExecEndsWithContext(t *testing.T) {
 	}, 3*time.Second, 50*time.Millisecond)
 }
 
+// TestFunctionalExecHostile: whatever a command leaves behind, out of its process group, deaf to signals, holding and
+// filling its output, its caller is kept no longer than the context says, and not at all once it has ended.
+func TestFunctionalExecHostile(t *testing.T) {
+	d := newDriver(t)
+	s := started(t, d, nil)
+	output, err := os.CreateTemp(t.TempDir(), "output")
+	require.NoError(t, err)
+	defer output.Close()
+	const deaf = `trap '' HUP INT QUIT PIPE TERM; `
+	const stays = deaf + `setsid sh -c "` + deaf + `while :; do echo x; sleep 0.05; done" & `
+	command := func(line string) driver.Command {
+		return driver.Command{Args: []string{"sh", "-c", line}, Stdout: output, Stderr: output}
+	}
+	begin := time.Now()
+	code, err := d.Exec(t.Context(), s.UUID, command(stays+"exit 4"))
+	require.NoError(t, err)
+	require.Equal(t, 4, code)
+	require.Less(t, time.Since(begin), execGrace)
+	size := func() int64 {
+		info, err := output.Stat()
+		require.NoError(t, err)
+		return info.Size()
+	}
+	before := size()
+	require.Eventually(t, func() bool { return size() > before }, 3*time.Second, 50*time.Millisecond, "what it started lives on and may write")
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	begin = time.Now()
+	_, err = d.Exec(ctx, s.UUID, command(stays+"while :; do echo y; done"))
+	require.ErrorIs(t, err, driver.ErrTimeout)
+	require.Less(t, time.Since(begin), time.Second+execGrace)
+	require.NoError(t, d.Pause(t.Context(), s.UUID))
+	require.NoError(t, d.Unpause(t.Context(), s.UUID))
+	require.Equal(t, "here", run(t, d, s.UUID, "echo here"))
+}
+
 func TestFunctionalSecretsAreNotArguments(t *testing.T) {
 	d := newDriver(t)
 	s := started(t, d, nil)
