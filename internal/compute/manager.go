@@ -168,8 +168,10 @@ type Manager struct {
 	caches    keylock.Locks // by instance UUID: reading ports and storing them in the info cache
 	refreshes refreshes
 
-	storePause    time.Duration // between attempts to store a build's end; see store
-	lostBuildWait time.Duration // before a build that was sent here counts as lost; see failLostBuilds
+	storePause     time.Duration // between attempts to store a build's end; see store
+	lostBuildWait  time.Duration // before a build that was sent here counts as lost; see failLostBuilds
+	quiesceTimeout time.Duration // for a hook in a guest; see quiesce
+	hurriedThaw    time.Duration // the same, of a guest that is to be deleted
 }
 
 // castTimeout bounds messages that nobody answers: while the broker is away they wait, as
@@ -187,8 +189,10 @@ func New(o Options, d Deps) *Manager {
 		refreshes:  refreshes{waiting: map[string]bool{}},
 		storePause: 10 * time.Second,
 		// The conductor sends the builds of a request for many servers one after the other, when all of them have their hosts.
-		lostBuildWait: 2 * time.Minute,
-		consoles:      console.NewSerial(o.SerialConsole, o.Host, d.Driver, d.Conductor, d.DB),
+		lostBuildWait:  2 * time.Minute,
+		quiesceTimeout: quiesceTimeout,
+		hurriedThaw:    hurriedThaw,
+		consoles:       console.NewSerial(o.SerialConsole, o.Host, d.Driver, d.Conductor, d.DB),
 	}
 }
 

@@ -56,6 +56,8 @@ type record struct {
 	Evacuation string `json:"evacuation,omitempty"`
 	// Incoming: the root disk is, or was, brought here from another host, whose instance it is until finish_resize.
 	Incoming *incoming `json:"incoming,omitempty"`
+	// Quiesced is the guest's hook that was called for a snapshot, and has to be called once more after it.
+	Quiesced string `json:"quiesced,omitempty"`
 }
 
 // rescued tells that a rescue system stands in the instance's place.

@@ -148,10 +148,10 @@ type frozenRoot struct {
 }
 
 // freezeRoot gives the content of an instance's root disk at one moment. A guest that is off has
-// it on disk. One that runs is frozen while the back end copies what the guest has changed, and
+// it on disk. One that runs is asked to prepare for it (quiesce) and frozen while the back end copies what the guest has changed, and
 // goes on before the first byte is packed. Where the back end cannot copy, or has no room for it,
 // the guest stays frozen until it is packed: late is better than inconsistent, or than a full disk.
-func (m *Manager) freezeRoot(ctx context.Context, rec record) (*frozenRoot, error) {
+func (m *Manager) freezeRoot(ctx context.Context, inst *object.Instance, rec record) (*frozenRoot, error) {
 	uuid := rec.UUID
 	state, err := m.powerState(ctx, uuid)
 	if err != nil {
@@ -166,15 +166,8 @@ func (m *Manager) freezeRoot(ctx context.Context, rec record) (*frozenRoot, erro
 	}
 	thaw := func(context.Context) error { return nil } // of a guest that its owner has paused
 	if state == driver.PowerStateRunning {
-		m.flushRoot(ctx, uuid)
-		if err := m.Driver.Pause(ctx, uuid); err != nil {
-			return nil, fmt.Errorf("freeze guest: %w", err)
-		}
-		began := time.Now()
-		thaw = func(ctx context.Context) error {
-			err := m.Driver.Unpause(ctx, uuid)
-			reqctx.Log(ctx).WithField("frozen_ms", time.Since(began).Milliseconds()).Info("guest was frozen for a snapshot")
-			return err
+		if thaw, err = m.freezeGuest(ctx, inst, rec); err != nil {
+			return nil, err
 		}
 	}
 	frozen, err := m.copyRoot(ctx, rec)
@@ -193,6 +186,28 @@ func (m *Manager) freezeRoot(ctx context.Context, rec record) (*frozenRoot, erro
 		return nil, errors.Join(fmt.Errorf("mount root disk: %w", err), thaw(context.WithoutCancel(ctx)))
 	}
 	return &frozenRoot{path: path, close: thaw}, nil
+}
+
+// freezeGuest freezes a running guest once it is prepared; thaw lets it go on.
+func (m *Manager) freezeGuest(ctx context.Context, inst *object.Instance, rec record) (thaw func(context.Context) error, err error) {
+	uuid := rec.UUID
+	m.flushRoot(ctx, uuid)
+	quiesced, err := m.quiesce(ctx, inst, rec)
+	if err != nil {
+		return nil, err
+	}
+	if quiesced {
+		m.flushRoot(ctx, uuid) // what that has written
+	}
+	if err := m.Driver.Pause(ctx, uuid); err != nil {
+		return nil, errors.Join(fmt.Errorf("freeze guest: %w", err), m.unquiesce(ctx, uuid))
+	}
+	began := time.Now()
+	return func(lasting context.Context) error {
+		err := m.Driver.Unpause(lasting, uuid)
+		reqctx.Log(ctx).WithField("frozen_ms", time.Since(began).Milliseconds()).Info("guest was frozen for a snapshot")
+		return errors.Join(err, m.unquiesce(ctx, uuid))
+	}, nil
 }
 
 // flushRoot has the kernel write back most of what the guest has written while it still runs: what is left
@@ -229,7 +244,7 @@ func (m *Manager) copyRoot(ctx context.Context, rec record) (*frozenRoot, error)
 	return &frozenRoot{path: path, close: drop}, nil
 }
 
-// clearInterrupted removes what a snapshot left that the end of an earlier process cut off.
+// clearInterrupted removes what a snapshot left that the end of an earlier process cut off, on the host and in the guest.
 func (m *Manager) clearInterrupted(ctx context.Context, inst *object.Instance) error {
 	uuid := inst.UUID
 	if err := m.Roots.Delete(ctx, uuid+snapshotSuffix); err != nil {
@@ -240,9 +255,9 @@ func (m *Manager) clearInterrupted(ctx context.Context, inst *object.Instance) e
 	case err != nil:
 		return err
 	case state == driver.PowerStatePaused && inst.VMState == object.VMStateActive:
-		return m.Driver.Unpause(ctx, uuid)
+		err = m.Driver.Unpause(ctx, uuid)
 	case isOff(state):
-		return m.Roots.Unmount(ctx, uuid)
+		err = m.Roots.Unmount(ctx, uuid)
 	}
-	return nil
+	return errors.Join(err, m.unquiesce(ctx, uuid))
 }

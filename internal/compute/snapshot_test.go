@@ -54,7 +54,7 @@ func TestSnapshotInstance(t *testing.T) {
 	}{
 		{
 			"running", driver.PowerStateRunning, "active", uuid + ".snapshot",
-			[]string{"root.delete " + uuid + ".snapshot", "root.copy " + uuid, "root.mount " + uuid + ".snapshot", "root.delete " + uuid + ".snapshot"},
+			[]string{"root.mount " + uuid, "root.delete " + uuid + ".snapshot", "root.copy " + uuid, "root.mount " + uuid + ".snapshot", "root.delete " + uuid + ".snapshot"},
 			[]string{"Pause " + uuid, "Unpause " + uuid},
 		},
 		{

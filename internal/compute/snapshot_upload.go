@@ -65,7 +65,7 @@ func (m *Manager) upload(ctx context.Context, inst *object.Instance, imageID str
 	if err != nil {
 		return err
 	}
-	root, err := m.freezeRoot(ctx, rec)
+	root, err := m.freezeRoot(ctx, inst, rec)
 	if err != nil {
 		return err
 	}
