@@ -85,6 +85,13 @@ func (d *Driver) Fail(method, uuid string, errs ...error) {
 	d.failures[key] = append(d.failures[key], errs...)
 }
 
+// Forgive takes back what Fail has put there for a method, with that uuid, and was not met yet.
+func (d *Driver) Forgive(method, uuid string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.failures, strings.TrimSpace(method+" "+uuid))
+}
+
 // SetState makes a guest change its power state by itself, as poweroff inside does.
 func (d *Driver) SetState(uuid string, state driver.PowerState) {
 	d.mu.Lock()

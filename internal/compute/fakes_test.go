@@ -99,6 +99,7 @@ type fakeRoots struct {
 
 	mu      sync.Mutex // guards the fields below
 	roots   map[string]storage.Root
+	mounted map[string]bool
 	healthy bool // what Healthy tells of each
 }
 
@@ -121,7 +122,11 @@ func (r *fakeRoots) Create(ctx context.Context, root storage.Root) error {
 }
 
 func (r *fakeRoots) Mount(ctx context.Context, root storage.Root) (string, error) {
-	if err := r.do(ctx, "root.mount", root.InstanceID); err != nil || r.dir == "" {
+	err := r.do(ctx, "root.mount", root.InstanceID)
+	if err == nil {
+		r.setMounted(root.InstanceID, true)
+	}
+	if err != nil || r.dir == "" {
 		return "/roots/" + root.InstanceID, err
 	}
 	path := filepath.Join(r.dir, root.InstanceID)
@@ -144,7 +149,26 @@ func (r *fakeRoots) Copy(ctx context.Context, from string, to storage.Root) erro
 }
 
 func (r *fakeRoots) Unmount(ctx context.Context, uuid string) error {
-	return r.do(ctx, "root.unmount", uuid)
+	if err := r.do(ctx, "root.unmount", uuid); err != nil {
+		return err
+	}
+	r.setMounted(uuid, false)
+	return nil
+}
+
+func (r *fakeRoots) setMounted(id string, mounted bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mounted == nil {
+		r.mounted = map[string]bool{}
+	}
+	r.mounted[id] = mounted
+}
+
+func (r *fakeRoots) isMounted(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mounted[id]
 }
 
 func (r *fakeRoots) Healthy(context.Context, string) (bool, error) {
@@ -160,6 +184,7 @@ func (r *fakeRoots) Delete(ctx context.Context, uuid string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.roots, uuid)
+	delete(r.mounted, uuid)
 	return nil
 }
 
@@ -195,8 +220,9 @@ type fakeEphemeral struct {
 	dir  string // holds a tree for every disk
 	used uint64 // of every disk
 
-	mu    sync.Mutex // guards disks
-	disks map[string]ephemeral.Disks
+	mu      sync.Mutex // guards the fields below
+	disks   map[string]ephemeral.Disks
+	mounted map[string]bool
 }
 
 var _ EphemeralStore = (*fakeEphemeral)(nil)
@@ -243,14 +269,37 @@ func (e *fakeEphemeral) Mount(ctx context.Context, uuid string) ([]string, error
 		}
 		paths = append(paths, path)
 	}
-	return paths, e.do(ctx, "ephemeral.mount", uuid)
+	if err := e.do(ctx, "ephemeral.mount", uuid); err != nil {
+		return nil, err
+	}
+	e.setMounted(uuid, true)
+	return paths, nil
+}
+
+func (e *fakeEphemeral) setMounted(uuid string, mounted bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.mounted == nil {
+		e.mounted = map[string]bool{}
+	}
+	e.mounted[uuid] = mounted
+}
+
+func (e *fakeEphemeral) isMounted(uuid string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mounted[uuid]
 }
 
 func (e *fakeEphemeral) Unmount(ctx context.Context, uuid string) error {
 	if !e.keeps(uuid) {
 		return nil
 	}
-	return e.do(ctx, "ephemeral.unmount", uuid)
+	if err := e.do(ctx, "ephemeral.unmount", uuid); err != nil {
+		return err
+	}
+	e.setMounted(uuid, false)
+	return nil
 }
 
 func (e *fakeEphemeral) Grow(ctx context.Context, uuid, name string, sizeGB int) error {
@@ -294,6 +343,7 @@ func (e *fakeEphemeral) Delete(ctx context.Context, uuid string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.disks, uuid)
+	delete(e.mounted, uuid)
 	return os.RemoveAll(filepath.Join(e.dir, uuid))
 }
 

@@ -151,11 +151,15 @@ func (m *Manager) bindHere(ctx context.Context, mv *move) (object.NetworkInfo, *
 
 // arrive starts an instance whose disks came from another host.
 func (m *Manager) arrive(ctx context.Context, mv *move, limits flavor.Limits, info object.NetworkInfo, ports *plugging.Ports) error {
-	inst := mv.inst
-	rec, err := m.received(ctx, inst.UUID)
+	rec, err := m.received(ctx, mv.inst.UUID)
 	if err != nil {
 		return err
 	}
+	return m.orOff(ctx, rec.UUID, func() error { return m.startArrived(ctx, mv, rec, limits, info, ports) })
+}
+
+func (m *Manager) startArrived(ctx context.Context, mv *move, rec record, limits flavor.Limits, info object.NetworkInfo, ports *plugging.Ports) error {
+	inst := mv.inst
 	if err := m.describeHere(ctx, inst, rec, limits); err != nil {
 		return err
 	}

@@ -283,13 +283,15 @@ func (m *Manager) addDisks(ctx context.Context, inst *object.Instance, rec recor
 
 // restartHere tells the driver anew of an instance that is off, and starts it if it ran before.
 func (m *Manager) restartHere(ctx context.Context, inst *object.Instance, rec record, limits flavor.Limits) error {
-	if err := m.describeHere(ctx, inst, rec, limits); err != nil {
-		return err
-	}
-	if stateBefore(inst) == object.VMStateStopped {
-		return m.unmountDisks(ctx, inst.UUID)
-	}
-	return m.runRecorded(ctx, rec)
+	return m.orOff(ctx, inst.UUID, func() error {
+		if err := m.describeHere(ctx, inst, rec, limits); err != nil {
+			return err
+		}
+		if stateBefore(inst) == object.VMStateStopped {
+			return m.unmountDisks(ctx, inst.UUID)
+		}
+		return m.runRecorded(ctx, rec)
+	})
 }
 
 // checkShrink looks whether what a resize added to ephemeral disks can be taken away again.
@@ -342,10 +344,8 @@ func (m *Manager) shrinkDisks(ctx context.Context, inst *object.Instance, want [
 	}
 	rec.Ephemeral = want
 	if len(want) == 0 {
-		if err := m.describeHere(ctx, inst, rec, limits); err != nil {
-			return err
-		}
-		if err := m.unmountDisks(ctx, inst.UUID); err != nil {
+		err := m.describeHere(ctx, inst, rec, limits)
+		if err := errors.Join(err, m.unmountDisks(ctx, inst.UUID)); err != nil {
 			return err
 		}
 	}

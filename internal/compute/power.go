@@ -155,7 +155,7 @@ func (m *Manager) startInstance(ctx context.Context, inst *object.Instance, _ rp
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
-	if err := m.powerOnOrOff(ctx, inst, info); err != nil {
+	if err := m.powerOn(ctx, inst, info); err != nil {
 		return nil, err
 	}
 	if err := m.saveStarted(ctx, inst); err != nil {
@@ -200,8 +200,7 @@ func (m *Manager) saveRunning(ctx context.Context, inst *object.Instance, expect
 }
 
 // powerOn plugs the ports, mounts the root and starts the guest; what is in place
-// already stays as it is. Every start comes through here, so a guest finds its network
-// again after a reboot of the host too.
+// already stays as it is, so a guest finds its network again after a reboot of the host too.
 func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
 	rec, ok, err := m.record(inst.UUID)
 	if err != nil {
@@ -222,36 +221,41 @@ func (m *Manager) powerOn(ctx context.Context, inst *object.Instance, info objec
 	return m.runRecorded(ctx, rec)
 }
 
-// powerOnOrOff is powerOn of a server that stays off if it fails: then nothing stays mounted.
-func (m *Manager) powerOnOrOff(ctx context.Context, inst *object.Instance, info object.NetworkInfo) error {
-	failure := m.powerOn(ctx, inst, info)
+// runRecorded starts a guest from its record alone. Every start comes through here, but a new server's first (spawn.start), which
+// is removed from the host if it fails.
+func (m *Manager) runRecorded(ctx context.Context, rec record) error {
+	return m.orOff(ctx, rec.UUID, func() error {
+		var nics []driver.NIC
+		g, gctx := errgroup.WithContext(ctx) // links and disks know nothing of each other
+		g.Go(func() (err error) {
+			nics, err = m.plugRecorded(gctx, rec)
+			return err
+		})
+		g.Go(func() error { return m.mountRecorded(gctx, rec) })
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		return m.Driver.Start(ctx, rec.UUID, nics)
+	})
+}
+
+// orOff does what a guest's start consists of, or the part of it that mounts something. If it fails the server is off, and nothing
+// of it stays mounted, whoever mounted it: not when the agent leaves, whose next start goes on from here, nor
+// when the guest runs in spite of the failure. It may be nested.
+func (m *Manager) orOff(ctx context.Context, uuid string, start func() error) error {
+	failure := start()
 	if failure == nil || leaving(ctx, failure) {
 		return failure
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if now, err := m.powerState(ctx, inst.UUID); err != nil || !isOff(now) {
+	if now, err := m.powerState(ctx, uuid); err != nil || !isOff(now) {
 		return failure
 	}
-	if err := m.powerOff(ctx, inst.UUID, 0); err != nil {
+	if err := m.powerOff(ctx, uuid, 0); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("disks of a server that did not start stay mounted; its next start or stop deals with them")
 	}
 	return failure
-}
-
-// runRecorded starts a guest from its record alone.
-func (m *Manager) runRecorded(ctx context.Context, rec record) error {
-	var nics []driver.NIC
-	g, gctx := errgroup.WithContext(ctx) // links and disks know nothing of each other
-	g.Go(func() (err error) {
-		nics, err = m.plugRecorded(gctx, rec)
-		return err
-	})
-	g.Go(func() error { return m.mountRecorded(gctx, rec) })
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return m.Driver.Start(ctx, rec.UUID, nics)
 }
 
 func (m *Manager) plugRecorded(ctx context.Context, rec record) ([]driver.NIC, error) {

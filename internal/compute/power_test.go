@@ -214,22 +214,6 @@ func TestFailedOperations(t *testing.T) {
 	}
 }
 
-// TestFailedStartUnmounts: a server that does not start is as it was: off, its port plugged, its disk not mounted.
-func TestFailedStartUnmounts(t *testing.T) {
-	t.Parallel()
-	for method, task := range map[string]string{"start_instance": "powering-on", "restore_instance": "restoring"} {
-		w := built(t)
-		w.driver.SetState(uuid, driver.PowerStateShutdown)
-		w.driver.Fail("Start", "", errBoom)
-		_, err := w.operate(method, task, nil)
-		require.ErrorIs(t, err, errBoom)
-		did := w.trail.all()
-		require.ElementsMatch(t, []string{"plug port-1", "root.mount " + uuid}, did[:2])
-		require.Equal(t, []string{"root.unmount " + uuid}, did[2:])
-		require.Equal(t, []string{"port-1"}, w.plugger.plugged())
-	}
-}
-
 // TestLimitsOfAnOperation: a caller that gives up leaves a task that is reverted; the end of
 // the agent leaves one that its next start completes.
 func TestLimitsOfAnOperation(t *testing.T) {

@@ -86,7 +86,7 @@ func (m *Manager) restart(ctx context.Context, inst *object.Instance, info objec
 	if err := m.powerOffToStart(ctx, inst.UUID); err != nil {
 		return err
 	}
-	return m.powerOnOrOff(ctx, inst, info)
+	return m.powerOn(ctx, inst, info)
 }
 
 // rebootFailed keeps an instance active whose guest runs in spite of the failure, with

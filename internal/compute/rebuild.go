@@ -118,18 +118,21 @@ func (m *Manager) rebuild(ctx context.Context, r *rebuildRequest) error {
 		return err
 	}
 	s.rec.Templates = nil
+	if err := m.orOff(ctx, inst.UUID, func() error { return m.startRebuilt(ctx, r, s) }); err != nil {
+		return err
+	}
+	return m.finishRebuild(ctx, r)
+}
+
+// startRebuilt makes the new root disk, and starts the guest on it unless the server is to be stopped.
+func (m *Manager) startRebuilt(ctx context.Context, r *rebuildRequest, s *spawn) error {
 	if err := s.makeRoot(ctx); err != nil {
 		return err
 	}
-	if err := s.furnish(ctx); err != nil {
+	if err := s.furnish(ctx); err != nil || r.stopped {
 		return err
 	}
-	if !r.stopped {
-		if err := m.runRecorded(ctx, s.rec); err != nil {
-			return err
-		}
-	}
-	return m.finishRebuild(ctx, r)
+	return m.runRecorded(ctx, s.rec)
 }
 
 // prepareRebuild says that the rebuild begins, and refuses what cannot be.

@@ -332,10 +332,8 @@ func (m *Manager) leaveRescue(ctx context.Context, uuid string) error {
 	if err != nil {
 		return fmt.Errorf("mount root disk: %w", err)
 	}
-	if err := m.Driver.Create(ctx, rec.Rescue.Spec, rootfs); err != nil {
-		return err
-	}
-	if err := m.Roots.Unmount(ctx, uuid); err != nil {
+	err = m.Driver.Create(ctx, rec.Rescue.Spec, rootfs)
+	if err := errors.Join(err, m.Roots.Unmount(ctx, uuid)); err != nil {
 		return err
 	}
 	if err := m.dropRescue(ctx, &rec); err != nil {

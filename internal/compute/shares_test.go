@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,6 +24,9 @@ type fakeShares struct {
 
 	dir  string
 	have []string
+
+	mu      sync.Mutex // guards mounted
+	mounted map[string]bool
 }
 
 func (s *fakeShares) Path(id, name string) string { return filepath.Join(s.dir, id, name) }
@@ -45,14 +49,37 @@ func (s *fakeShares) Mount(id string, ids storage.IDRange, names []string) error
 			return err
 		}
 	}
-	return s.do(context.Background(), "share.mount", fmt.Sprintf("%s %s %d", id, strings.Join(names, ","), ids.Base))
+	if err := s.do(context.Background(), "share.mount", fmt.Sprintf("%s %s %d", id, strings.Join(names, ","), ids.Base)); err != nil {
+		return err
+	}
+	s.setMounted(id, true)
+	return nil
+}
+
+func (s *fakeShares) setMounted(id string, mounted bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mounted == nil {
+		s.mounted = map[string]bool{}
+	}
+	s.mounted[id] = mounted
+}
+
+func (s *fakeShares) isMounted(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mounted[id]
 }
 
 func (s *fakeShares) Unmount(id string) error {
 	if _, err := os.Stat(filepath.Join(s.dir, id)); err != nil {
 		return nil //nolint:nilerr // it has none
 	}
-	return s.do(context.Background(), "share.unmount", id)
+	if err := s.do(context.Background(), "share.unmount", id); err != nil {
+		return err
+	}
+	s.setMounted(id, false)
+	return nil
 }
 
 func (s *fakeShares) Remove(id string) error {

@@ -23,7 +23,7 @@ func (m *Manager) restoreInstance(ctx context.Context, inst *object.Instance, _ 
 	if err != nil {
 		return nil, networkError(inst, err)
 	}
-	if err := m.powerOnOrOff(ctx, inst, info); err != nil {
+	if err := m.powerOn(ctx, inst, info); err != nil {
 		return nil, err
 	}
 	return nil, m.savePower(ctx, inst, object.VMStateActive, object.TaskStateRestoring, "restore")
