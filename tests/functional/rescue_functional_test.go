@@ -111,3 +111,23 @@ func TestKilledWhileRescuing(t *testing.T) {
 	remove(t, server.ID)
 	asBefore(t, before)
 }
+
+// TestUnrescueOfWhatDoesNotBoot: a server that its owner has not mended is in error and has nothing mounted on the host, and is mended in
+// another rescue.
+func TestUnrescueOfWhatDoesNotBoot(t *testing.T) {
+	before := snapshot(t)
+	server := boot(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1, Ephemeral: 1}, nil), Networks: "none"})
+	rescue(t, server.ID, map[string]any{})
+	inside(t, server.ID, "mv", "/mnt/sbin/init", "/mnt/sbin/init.away")
+	require.NoError(t, shared.Admin.Action(within(t, 30*time.Second), server.ID, "unrescue", nil, nil))
+	statusIn(t, time.Minute, server.ID, "ERROR")
+	noDisks(t, server.ID)
+
+	require.NoError(t, shared.Admin.Action(within(t, 30*time.Second), server.ID, "rescue", map[string]any{}, nil))
+	statusIn(t, time.Minute, server.ID, "RESCUE") // not rescue, which takes the error for that of the rescue
+	inside(t, server.ID, "mv", "/mnt/sbin/init.away", "/mnt/sbin/init")
+	act(t, server.ID, "unrescue", nil, "ACTIVE")
+	inside(t, server.ID, "test", "-x", "/sbin/init")
+	remove(t, server.ID)
+	asBefore(t, before)
+}
