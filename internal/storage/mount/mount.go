@@ -1,14 +1,13 @@
 // Package mount wraps the kernel's mount calls: what is mounted where, unmounting
-// with a deadline, overlays, and id-mapped clones of a directory.
+// with a deadline, overlays, and id-mapped clones of a directory; and what there is to ask of a file system that
+// is mounted, whatever its type.
 package mount
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -53,50 +52,6 @@ func listed(path string) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// types are the file systems that Type knows, by their magic numbers (statfs(2)).
-var types = map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs"}
-
-// Type is the name of the file system that path is on; "": it is another one, or there is nothing.
-func Type(path string) (string, error) {
-	var st unix.Statfs_t
-	err := unix.Statfs(path, &st)
-	if errors.Is(err, unix.ENOENT) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("look at %s: %w", path, err)
-	}
-	return types[int64(st.Type)], nil //nolint:unconvert // 32 bits on some architectures
-}
-
-// Supported tells whether the kernel has a type of file system, or a module of it to load.
-func Supported(fstype string) (bool, error) {
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		return false, fmt.Errorf("list file systems: %w", err)
-	}
-	for line := range strings.Lines(string(known)) {
-		if strings.TrimSpace(strings.TrimPrefix(line, "nodev")) == fstype {
-			return true, nil
-		}
-	}
-	var kernel unix.Utsname
-	if err := unix.Uname(&kernel); err != nil {
-		return false, fmt.Errorf("read kernel release: %w", err)
-	}
-	aliases, err := os.ReadFile(filepath.Join("/lib/modules", unix.ByteSliceToString(kernel.Release[:]), "modules.alias"))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return hasAlias(aliases, fstype), err
-}
-
-// hasAlias finds the module that mount(2) would load (fs/filesystems.c:get_fs_type). Its name may be another: overlay's
-// was overlayfs, and its directory still is.
-func hasAlias(aliases []byte, fstype string) bool {
-	return bytes.Contains(append([]byte("\n"), aliases...), []byte("\nalias fs-"+fstype+" "))
 }
 
 // Unmount unmounts everything that is mounted at path, and waits for users to

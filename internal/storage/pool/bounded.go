@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/storage"
-	"github.com/compute-agent/compute-agent/internal/storage/ext4"
+	"github.com/compute-agent/compute-agent/internal/storage/mount"
 	"github.com/compute-agent/compute-agent/internal/storage/prjquota"
 	"github.com/compute-agent/compute-agent/internal/storage/treecopy"
 )
@@ -85,7 +85,7 @@ func (b *FileRoots) Settle(dir string) error {
 		return fmt.Errorf("%w: %d bytes in %d files are beyond a root disk of %d and %d: %w",
 			storage.ErrNoSpace, used.Bytes, used.Inodes, limit.Bytes, limit.Inodes, unix.EDQUOT)
 	}
-	return ext4.Sync(path)
+	return mount.Sync(path)
 }
 
 // copyBounded copies the root disk in source to one that it makes in target.
@@ -99,8 +99,8 @@ func (b *FileRoots) copyBounded(ctx context.Context, source, target string, size
 	if err != nil {
 		return err
 	}
-	defer pool.Close()                                              //nolint:errcheck // only read
-	if err := ext4.CheckRoom(pool, int64(used.Bytes)); err != nil { //nolint:gosec // below the pool's size
+	defer pool.Close()                                               //nolint:errcheck // only read
+	if err := mount.CheckRoom(pool, int64(used.Bytes)); err != nil { //nolint:gosec // below the pool's size
 		return err
 	}
 	if err := prjquota.Make(to, b.limit(sizeGB)); err != nil {

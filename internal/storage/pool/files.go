@@ -124,7 +124,7 @@ func (b *FileRoots) Flush(_ context.Context, instanceID string) error {
 	if isBounded(b.Pool.Path(instanceID)) {
 		return nil
 	}
-	return ext4.Sync(b.Pool.Path(instanceID, RootfsDir))
+	return mount.Sync(b.Pool.Path(instanceID, RootfsDir))
 }
 
 // Copy implements storage.Copier: the file is copied as it is, a directory with a quota file by file to another with a
