@@ -135,7 +135,9 @@ func (s *Store) importOnce(ctx context.Context, r Request) (c content, err error
 	if c.Metadata, c.Templates, err = arrange(stage, r); err != nil {
 		return content{}, err
 	}
-	return s.publish(filepath.Join(stage, "image"), c)
+	c, landed, err := s.publish(filepath.Join(stage, "image"), c)
+	r.flight.landed = landed
+	return c, err
 }
 
 // checkSize refuses what is known to be too large before it is fetched.
@@ -258,33 +260,41 @@ func (s *Store) limits() unpack.Limits {
 }
 
 // publish makes a complete image visible. The same bytes may have come under
-// another id meanwhile; then theirs stays.
-func (s *Store) publish(image string, c content) (content, error) {
-	boot, err := s.bootID()
+// another id meanwhile; then theirs stays, and landed is false.
+func (s *Store) publish(image string, c content) (have content, landed bool, err error) {
+	boot, err := s.kernel.bootID()
 	if err != nil {
-		return content{}, fmt.Errorf("read boot id: %w", err)
+		return content{}, false, fmt.Errorf("read boot id: %w", err)
 	}
 	c.BootID = boot
 	c.imported = time.Now()
 	if err := s.writeJSON(filepath.Join(image, "image.json"), c, false); err != nil {
-		return content{}, fmt.Errorf("record image: %w", err)
+		return content{}, false, fmt.Errorf("record image: %w", err)
 	}
-	have, first, err := s.land(image, c)
-	if err != nil || first {
-		return have, err
+	have, landed, err = s.land(image, c)
+	if err != nil || landed {
+		return have, landed, err
 	}
-	return s.learn(have, c)
+	have, err = s.learn(have, c)
+	return have, false, err
 }
 
-// land gives an image its place unless the store has that content already.
+// land gives an image its place unless the store has that content already and does not doubt it.
 func (s *Store) land(image string, c content) (have content, first bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if have, ok := s.contents[c.Fingerprint]; ok {
+	have, known := s.contents[c.Fingerprint]
+	if known && !have.Doubtful {
 		return have, false, nil
 	}
+	putBack := func() error { return nil }
+	if known {
+		if putBack, err = s.retire(have, c.BootID, filepath.Dir(image)); err != nil {
+			return content{}, false, fmt.Errorf("retire image: %w", err)
+		}
+	}
 	if err := os.Rename(image, s.path("images", c.Fingerprint)); err != nil {
-		return content{}, false, fmt.Errorf("publish image: %w", err)
+		return content{}, false, fmt.Errorf("publish image: %w", errors.Join(err, putBack()))
 	}
 	s.contents[c.Fingerprint] = c
 	s.landed[c.Fingerprint] = c.imported

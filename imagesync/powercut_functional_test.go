@@ -244,8 +244,9 @@ func (h *lossyHost) start(t *testing.T) {
 // open opens the store, under another kernel each time that the host was started.
 func (h *lossyHost) open(t *testing.T) *Store {
 	t.Helper()
-	boot := "boot " + strconv.Itoa(h.boots)
-	s, err := openUnder(func() (string, error) { return boot, nil }, Options{Dir: filepath.Join(h.dir, "images"), ReserveBytes: 1})
+	boot, k := "boot "+strconv.Itoa(h.boots), running()
+	k.bootID = func() (string, error) { return boot, nil }
+	s, err := openUnder(k, Options{Dir: filepath.Join(h.dir, "images"), ReserveBytes: 1})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s

@@ -1,7 +1,6 @@
 package imagesync
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 // content is image.json: what is known about one unpacked image.
@@ -34,6 +31,8 @@ type content struct {
 	// BootID is set until the data is known to be on disk: a running kernel
 	// keeps it in memory however this process ends, another kernel does not have it.
 	BootID string `json:"boot_id,omitempty"`
+	// Doubtful: what is on disk may not be what was written, and nobody can tell; see settle.go.
+	Doubtful bool `json:"doubtful,omitempty"`
 
 	imported time.Time
 }
@@ -55,7 +54,7 @@ func (s *Store) readContents() error {
 	if err != nil {
 		return err
 	}
-	boot, err := s.bootID()
+	boot, err := s.kernel.bootID()
 	if err != nil {
 		return err
 	}
@@ -65,6 +64,10 @@ func (s *Store) readContents() error {
 		info, err := readJSON(file, &c)
 		if err == nil && c.Fingerprint == e.Name() && (c.BootID == "" || c.BootID == boot) {
 			c.imported = info.ModTime()
+			if c.BootID != "" && !c.Doubtful {
+				c.Doubtful = true
+				s.left = append(s.left, c)
+			}
 			s.contents[c.Fingerprint] = c
 			continue
 		}
@@ -221,54 +224,6 @@ func (s *Store) replace(old, now content, draft string) (done bool, err error) {
 	}
 	s.contents[now.Fingerprint] = now
 	return true, nil
-}
-
-// settle forces a content to disk and then unbinds it from the running kernel.
-func (s *Store) settle(c content) error {
-	if c.BootID == "" {
-		return nil
-	}
-	dir, err := os.Open(s.path("images"))
-	if err != nil {
-		return err
-	}
-	defer dir.Close() //nolint:errcheck // nothing was written
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", dir.Name(), err)
-	}
-	used, err := diskUsage(s.path("images", c.Fingerprint))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("measure image: %w", err)
-	}
-	if _, _, err := s.amend(c, func(c *content) { c.BootID, c.DiskSize = "", used }); err != nil {
-		return fmt.Errorf("record image: %w", err)
-	}
-	return nil
-}
-
-// settleAll does so for what an earlier process has left unsettled, in the background.
-func (s *Store) settleAll() {
-	var unsettled []content
-	for _, c := range s.contents {
-		if c.BootID != "" {
-			unsettled = append(unsettled, c)
-		}
-	}
-	if len(unsettled) == 0 {
-		return
-	}
-	s.work.Go(func() {
-		for _, c := range unsettled {
-			s.trySettle(context.Background(), c)
-		}
-	})
-}
-
-// trySettle settles a content, and says so when that cannot be.
-func (s *Store) trySettle(ctx context.Context, c content) {
-	if err := s.settle(c); err != nil {
-		reqctx.Log(ctx).WithField("fingerprint", c.Fingerprint).WithError(err).Warning("image is not known to be on disk; it will be fetched again after a host crash")
-	}
 }
 
 // disk is what a content takes on the disk. Until that is measured it is taken for the content and a block for each file.

@@ -20,9 +20,9 @@ import (
 // Store is an open image store. Its methods may be called concurrently.
 type Store struct {
 	o      Options
-	bootID func() (string, error) // of the running kernel
-	lock   *os.File               // held from Open to Close
-	slots  chan struct{}          // one token per import that may run
+	kernel kernel
+	lock   *os.File      // held from Open to Close
+	slots  chan struct{} // one token per import that may run
 	work   sync.WaitGroup
 
 	mu       sync.Mutex // guards the fields below and every change under images, aliases and refs
@@ -32,21 +32,32 @@ type Store struct {
 	flights  map[string]*flight   // imports in flight, by flightKey
 	holds    map[string]int       // by image id; see Hold
 	landed   map[string]time.Time // when this process imported a content; see landing
+	left     []content            // what an earlier process has left unsettled
+}
+
+// kernel is what the store asks of the running one.
+type kernel struct {
+	bootID func() (string, error)
+	syncfs func(dir *os.File) error
+}
+
+func running() kernel {
+	return kernel{bootID: bootID, syncfs: func(dir *os.File) error { return unix.Syncfs(int(dir.Fd())) }}
 }
 
 // Open opens the store in o.Dir, making it if needed, and clears what a crash has
 // left. It fails with ErrLocked when another process has it open.
-func Open(o Options) (*Store, error) { return openUnder(bootID, o) }
+func Open(o Options) (*Store, error) { return openUnder(running(), o) }
 
 // openUnder does so under some kernel.
-func openUnder(bootID func() (string, error), o Options) (*Store, error) {
+func openUnder(k kernel, o Options) (*Store, error) {
 	o = o.withDefaults()
 	if !filepath.IsAbs(o.Dir) {
 		return nil, fmt.Errorf("open image store: %q is not an absolute path", o.Dir)
 	}
 	s := &Store{
 		o:        o,
-		bootID:   bootID,
+		kernel:   k,
 		slots:    make(chan struct{}, o.Parallel),
 		contents: map[string]content{},
 		aliases:  map[string]*alias{},
@@ -57,7 +68,7 @@ func openUnder(bootID func() (string, error), o Options) (*Store, error) {
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", o.Dir, err)
 	}
-	s.settleAll()
+	s.settleLeft()
 	return s, nil
 }
 
@@ -66,7 +77,7 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(filepath.Dir(s.o.Dir), 0o755); err != nil { //nolint:gosec // see above
 		return err
 	}
-	for _, dir := range []string{s.o.Dir, s.path("images"), s.path("aliases"), s.path("refs"), s.path("staging")} {
+	for _, dir := range []string{s.o.Dir, s.path("images"), s.path("aliases"), s.path("refs"), s.path("retired"), s.path("staging")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -109,10 +120,16 @@ func (s *Store) recover() error {
 			return err
 		}
 	}
+	if err := s.dropRetired(); err != nil {
+		return err
+	}
 	if err := s.readContents(); err != nil {
 		return err
 	}
-	return s.readAliases()
+	if err := s.readAliases(); err != nil {
+		return err
+	}
+	return s.dropDoubtful()
 }
 
 // Close cancels running imports, waits for them and gives the store free.

@@ -323,36 +323,6 @@ func TestCloseCancels(t *testing.T) {
 	require.Error(t, <-done)
 }
 
-// TestSettledLater: what an agent that was killed has imported is brought to the disk by the next, so that it outlives a
-// reboot after that.
-func TestSettledLater(t *testing.T) {
-	t.Parallel()
-	boot := "1"
-	o := Options{Dir: filepath.Join(t.TempDir(), "images"), ReserveBytes: 1}
-	open := func() *Store {
-		s, err := openUnder(func() (string, error) { return boot, nil }, o)
-		require.NoError(t, err)
-		return s
-	}
-	s := open()
-	img, err := s.Sync(t.Context(), request("image", plainTar(t, 10)))
-	require.NoError(t, err)
-	require.NoError(t, s.Close())
-	var c content
-	_, err = readJSON(s.path("images", img.Fingerprint, "image.json"), &c)
-	require.NoError(t, err)
-	c.BootID = boot // as if it had been killed before it was settled
-	require.NoError(t, s.writeJSON(s.path("images", img.Fingerprint, "image.json"), c, true))
-
-	require.NoError(t, open().Close())
-	boot = "2"
-	s = open()
-	defer s.Close()
-	_, ok, err := s.Get(t.Context(), "image")
-	require.NoError(t, err)
-	require.True(t, ok)
-}
-
 // TestSettleIsOfOneImport: that the first import of a content is on disk says nothing of the second.
 func TestSettleIsOfOneImport(t *testing.T) {
 	t.Parallel()

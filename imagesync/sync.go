@@ -30,6 +30,10 @@ type flight struct {
 	received    atomic.Int64
 	fingerprint string
 	err         error
+
+	landed    bool          // it has brought the content, which another import may have done
+	settled   chan struct{} // closed when the field below is set, after done
+	unsettled error         // why the content is not known to be on disk
 }
 
 // Sync returns the image, importing it if the store does not have its bytes yet.
@@ -67,6 +71,9 @@ func (s *Store) Sync(ctx context.Context, r Request) (Image, error) {
 		img, err = s.alias(r, f.fingerprint)
 		if errors.Is(err, ErrNotFound) && round == 0 {
 			continue // removed by somebody since
+		}
+		if err == nil && (r.Local || r.Keep) {
+			err = s.settledFor(ctx, r, f)
 		}
 		return img, err
 	}
@@ -117,7 +124,7 @@ func hostArch() string {
 // known finds the image without an import: by its id or by the hash of its content.
 func (s *Store) known(r Request) (Image, bool, error) {
 	s.mu.Lock()
-	if a, ok := s.aliases[r.ID]; ok {
+	if a, ok := s.aliases[r.ID]; ok && (r.Local || !s.contents[a.Fingerprint].Doubtful) {
 		defer s.mu.Unlock()
 		if r.Local {
 			return Image{}, false, ErrExists
@@ -131,7 +138,7 @@ func (s *Store) known(r Request) (Image, bool, error) {
 	fingerprint := ""
 	if r.strongHash() {
 		for fp, c := range s.contents {
-			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) && r.MetadataImage.is(c) && r.hashed(c) {
+			if c.Hashes[r.HashAlgo] == strings.ToLower(r.HashValue) && r.MetadataImage.is(c) && r.hashed(c) && !c.Doubtful {
 				fingerprint = fp
 			}
 		}
@@ -192,7 +199,7 @@ func (s *Store) join(ctx context.Context, r Request) (f *flight, leader bool, er
 		return f, false, nil
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f = &flight{done: make(chan struct{}), cancel: cancel, waiters: 1, id: r.ID, size: r.Size, started: time.Now()}
+	f = &flight{done: make(chan struct{}), settled: make(chan struct{}), cancel: cancel, waiters: 1, id: r.ID, size: r.Size, started: time.Now()}
 	s.flights[key] = f
 	r.flight = f
 	s.work.Go(func() {
@@ -204,9 +211,10 @@ func (s *Store) join(ctx context.Context, r Request) (f *flight, leader bool, er
 
 // fly runs an import, tells the waiters, and then brings the data to the disk.
 func (s *Store) fly(ctx context.Context, key string, f *flight, r Request) {
+	defer close(f.settled)
 	ctx = reqctx.WithField(ctx, "image_id", r.ID)
 	start := time.Now()
-	c, err := s.fetch(ctx, r)
+	c, witness, err := s.fetchWitnessed(ctx, r)
 	s.mu.Lock()
 	f.fingerprint, f.err = c.Fingerprint, err
 	s.drop(key, f)
@@ -218,7 +226,10 @@ func (s *Store) fly(ctx context.Context, key string, f *flight, r Request) {
 	reqctx.Log(ctx).WithField("fingerprint", c.Fingerprint).WithField("bytes", c.Size).WithField("unpacked_bytes", c.UnpackedSize).
 		WithField("entries", c.Entries).WithField("devices_left_out", c.Devices).WithField("elapsed", time.Since(start).Round(time.Millisecond)).
 		Info("image imported")
-	s.trySettle(ctx, c)
+	defer witness.Close() //nolint:errcheck // nothing was written
+	if f.landed {         // the others are their imports' to settle
+		f.unsettled = s.trySettle(ctx, c, witness)
+	}
 }
 
 // wait waits for the import or the caller's end. The last to leave cancels it, and
