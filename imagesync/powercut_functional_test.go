@@ -29,6 +29,13 @@ import (
 // powerCuts of TestPowerCut; each is at another moment of imports, removals and changes of records.
 const powerCuts = 16
 
+// Pauses between what goes on beside the imports. No outcome hangs on them: without any, and with 300 ms, as many images are lost and as
+// many survive. They leave the processors to the imports, which is what the cut is to meet.
+const (
+	learnPause = 10 * time.Millisecond
+	forcePause = 5 * time.Millisecond
+)
+
 // TestPowerCut: a host that loses its power while images come and go has whole images or none when it is back, those that were on disk
 // among them, and takes the others again.
 func TestPowerCut(t *testing.T) {
@@ -303,13 +310,13 @@ func (h *lossyHost) busy(t *testing.T, s *Store, images map[string]powerImage) (
 		})
 	}
 	until("learn", func(n int) error {
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(learnPause)
 		return amendKept(t.Context(), s, n)
 	})
 	other, err := os.Create(filepath.Join(h.dir, "other"))
 	require.NoError(t, err)
 	until("force", func(n int) error {
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(forcePause)
 		if _, err := other.WriteAt([]byte{byte(n)}, 0); err != nil {
 			return err
 		}
