@@ -48,7 +48,7 @@ fuzz-short: ## every fuzz target for 10 seconds
 	  grep -hoE '^func Fuzz\w+' "$$dir"/*_test.go | sed 's/^func //' | while read -r target; do \
 	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 10s "$$package"; done; done
 
-corpus: ## the hostile images in testdata anew, after a change of the tests that make them
+corpus: ## the hostile images in testdata anew, and those gone that no test makes, after a change of the tests that make them
 	COMPUTE_AGENT_UPDATE_STORED=1 go test -count=1 -run '^(TestHostile|TestHostileArchives|TestRefused)$$' ./imagesync/...
 
 lint: $(GOLANGCI) ## golangci-lint, the pinned version

@@ -123,6 +123,7 @@ func TestRefused(t *testing.T) {
 	root := func(content []byte) []byte {
 		return disktest.GPT(disktest.Part{Kind: disktest.RootX86, Content: content})
 	}
+	corpus := functest.NewCorpus(t, "refused")
 	for name, c := range map[string]struct {
 		disk        []byte
 		format      Format
@@ -150,7 +151,7 @@ func TestRefused(t *testing.T) {
 		"directory in a loop": {looped(), Raw, "in two places or below itself", ""},
 		"file in two places":  {linkedDirectory(), Raw, "in two places or below itself", ""},
 	} {
-		disk := functest.Stored(t, "refused", name, c.disk)
+		disk := corpus.Stored(name, c.disk)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, _, err := copyOut(t, disk, c.format, roomy)

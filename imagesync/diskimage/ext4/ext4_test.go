@@ -136,6 +136,7 @@ func TestIndirect(t *testing.T) {
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	extents := func(f *disktest.FS, name string) []byte { return f.InodeOf(name)[0x28:] }
+	corpus := functest.NewCorpus(t, "hostile")
 	for name, c := range map[string]struct {
 		damage func(f *disktest.FS)
 		found  string
@@ -230,11 +231,12 @@ func TestHostile(t *testing.T) {
 		"attribute in a file":     {func(f *disktest.FS) { attribute(f, 1, 1, 0, disktest.FirstInode, 10) }, "malformed extended attributes"},
 		"access list":             {func(f *disktest.FS) { attribute(f, 2, 0, 40, 0, 3) }, "malformed access list"},
 	} {
+		f := disktest.Root()
+		c.damage(f)
+		file := corpus.Stored(name, f.Bytes)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := disktest.Root()
-			c.damage(f)
-			_, err := tree(functest.Stored(t, "hostile", name, f.Bytes))
+			_, err := tree(file)
 			if c.found == "" {
 				return // whatever comes, it ends
 			}

@@ -106,6 +106,7 @@ func TestHostile(t *testing.T) {
 		change(b[1024:])
 		signed(b, func(h []byte) { le.PutUint32(h[88:], crc32.ChecksumIEEE(b[1024:1024+128*128])) })
 	}
+	corpus := functest.NewCorpus(t, "hostile")
 	for name, c := range map[string]struct {
 		disk   []byte
 		damage func(b []byte)
@@ -128,10 +129,11 @@ func TestHostile(t *testing.T) {
 		"chain in a loop":    {mbr(), func(b []byte) { e := b[extended(b)+446+16:]; le.PutUint32(e[8:], 0) }, "loop of extended partitions"},
 		"logical outside":    {mbr(), func(b []byte) { le.PutUint32(b[extended(b)+446+12:], 1<<30) }, "partition 5 at sectors"},
 	} {
+		c.damage(c.disk)
+		disk := corpus.Stored(name, c.disk)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c.damage(c.disk)
-			_, err := read(functest.Stored(t, "hostile", name, c.disk))
+			_, err := read(disk)
 			var bad *Error
 			require.ErrorAs(t, err, &bad)
 			require.Contains(t, bad.Found, c.found)

@@ -102,6 +102,7 @@ func TestHostile(t *testing.T) {
 	const size = 1 << 12 // of clusters; the tables of the sample are at 1 and 2, its data from 3 on
 	sound := disktest.QCOW2{ClusterBits: 12}.Store(bytes.Repeat([]byte("x"), 10*size))
 	l2 := func(b []byte, n int) []byte { return b[2*size+8*n:] }
+	corpus := functest.NewCorpus(t, "hostile")
 	for name, c := range map[string]struct {
 		damage func(b []byte) []byte
 		found  string
@@ -152,9 +153,9 @@ func TestHostile(t *testing.T) {
 		"compressed and copied":    {func(b []byte) []byte { be.PutUint64(l2(b, 3), 1<<63|1<<62|3*size); return b }, "compressed data at byte"},
 		"zero flag in version two": {func(b []byte) []byte { be.PutUint32(b[4:], 2); b[2*size+7] |= 1; return b }, "malformed second-level entry"},
 	} {
+		file := corpus.Stored(name, c.damage(bytes.Clone(sound)))
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			file := functest.Stored(t, "hostile", name, c.damage(bytes.Clone(sound)))
 			_, err := Open(t.Context(), bytes.NewReader(file), int64(len(file)))
 			var bad *Error
 			require.ErrorAs(t, err, &bad)
