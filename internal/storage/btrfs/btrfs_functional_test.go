@@ -103,6 +103,42 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// TestImageFetchedAgain: of what was made of an image nothing is used for root disks of the one that has its place, while those that were made stay.
+func TestImageFetchedAgain(t *testing.T) {
+	b, e := open(t)
+	ctx := t.Context()
+	content := func(id string, sizeGB int) string {
+		r := storage.Root{InstanceID: id, ImagePath: e.Image, SizeGB: sizeGB, IDs: ids}
+		require.NoError(t, b.Create(ctx, r))
+		path, err := b.Mount(ctx, r)
+		require.NoError(t, err)
+		got, err := os.ReadFile(filepath.Join(path, "content"))
+		require.NoError(t, err)
+		return string(got)
+	}
+	file := filepath.Join(e.Image, "content")
+	require.NoError(t, os.WriteFile(file, []byte("damaged"), 0o600))
+	require.Equal(t, "damaged", content("a", 1))
+	require.Equal(t, "damaged", content("b", 0))
+
+	away := e.Image + ".away"
+	require.NoError(t, os.Rename(e.Image, away))
+	require.NoError(t, os.Mkdir(e.Image, 0o755))
+	require.NoError(t, os.WriteFile(file, []byte("whole"), 0o600))
+	require.Equal(t, "whole", content("c", 2), "not from the smaller file either")
+	require.Equal(t, "whole", content("d", 1))
+	require.Equal(t, "whole", content("e", 0))
+	require.Equal(t, "damaged", content("a", 1))
+	require.Equal(t, "damaged", content("b", 0))
+
+	require.NoError(t, os.WriteFile(filepath.Join(b.images, key(e.Image)+noteSuffix), []byte(e.Image), 0o600)) // an older agent's
+	require.NoError(t, os.WriteFile(file, []byte("later"), 0o600))
+	require.Equal(t, "whole", content("f", 1))
+	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+		require.NoError(t, b.Delete(ctx, id))
+	}
+}
+
 // TestShared: a root disk and a copy of one take no room for what they share, and what is written to one
 // is in no other.
 func TestShared(t *testing.T) {

@@ -26,15 +26,10 @@ const (
 )
 
 // key names what is made of an image. Images are stored under a name of their content, so that a path never changes
-// what it means.
+// what it means; but see identity.
 func key(image string) string {
 	sum := sha256.Sum256([]byte(image))
 	return hex.EncodeToString(sum[:16])
-}
-
-// note records which image a key is of, before there is anything under that key.
-func (b *Backend) note(image string) error {
-	return os.WriteFile(filepath.Join(b.images, key(image)+noteSuffix), []byte(image), 0o600)
 }
 
 // fromFile makes the file of a root disk: a clone of the image's of that size, which is made if it is not there.
@@ -45,9 +40,13 @@ func (b *Backend) fromFile(ctx context.Context, image string, sizeGB int, disk s
 		return err
 	}
 	defer unlock()
+	id, err := b.dropStale(image)
+	if err != nil {
+		return err
+	}
 	source := b.file(name, sizeGB)
 	if _, err := os.Stat(source); errors.Is(err, os.ErrNotExist) {
-		if err := b.makeFile(ctx, image, sizeGB); err != nil {
+		if err := b.makeFile(ctx, image, id, sizeGB); err != nil {
 			return fmt.Errorf("bring image into the pool: %w", err)
 		}
 	} else if err != nil {
@@ -62,7 +61,7 @@ func (b *Backend) file(name string, sizeGB int) string {
 
 // makeFile makes the file system of an image for root disks of one size: from a smaller one of the image, whose blocks
 // it shares, or by a copy of the image. A crash leaves it to the pool, which wipes what is half made.
-func (b *Backend) makeFile(ctx context.Context, image string, sizeGB int) error {
+func (b *Backend) makeFile(ctx context.Context, image, id string, sizeGB int) error {
 	scratch, err := b.Pool.Scratch()
 	if err != nil {
 		return err
@@ -84,7 +83,7 @@ func (b *Backend) makeFile(ctx context.Context, image string, sizeGB int) error 
 		err = fill(ctx, half, filepath.Join(scratch, pool.RootfsDir), sizeGB, content)
 	}
 	if err == nil {
-		err = errors.Join(b.note(image), flush(half))
+		err = errors.Join(b.note(image, id), flush(half))
 	}
 	if err == nil {
 		err = os.Rename(half, b.file(key(image), sizeGB))
@@ -147,9 +146,13 @@ func (b *Backend) fromSubvolume(ctx context.Context, image, disk string) error {
 		return err
 	}
 	defer unlock()
+	id, err := b.dropStale(image)
+	if err != nil {
+		return err
+	}
 	source := filepath.Join(b.images, name)
 	if _, err := os.Stat(source); errors.Is(err, os.ErrNotExist) {
-		if err := b.makeSubvolume(ctx, image, source); err != nil {
+		if err := b.makeSubvolume(ctx, image, id, source); err != nil {
 			return fmt.Errorf("bring image into the pool: %w", err)
 		}
 	} else if err != nil {
@@ -159,14 +162,14 @@ func (b *Backend) fromSubvolume(ctx context.Context, image, disk string) error {
 }
 
 // makeSubvolume copies an image into a subvolume; on the same file system the copy shares the blocks.
-func (b *Backend) makeSubvolume(ctx context.Context, image, target string) error {
+func (b *Backend) makeSubvolume(ctx context.Context, image, id, target string) error {
 	half := filepath.Join(b.images, ".new-"+rand.Text())
 	if err := createSubvolume(half); err != nil {
 		return err
 	}
 	err := treecopy.Copy(ctx, image, half, treecopy.AsIs)
 	if err == nil {
-		err = b.note(image)
+		err = b.note(image, id)
 	}
 	if err == nil {
 		err = os.Rename(half, target)
@@ -184,38 +187,4 @@ func (b *Backend) wipe() error {
 		err = errors.Join(err, destroy(path))
 	}
 	return err
-}
-
-func (b *Backend) prune(ctx context.Context) error {
-	notes, err := filepath.Glob(filepath.Join(b.images, "*"+noteSuffix))
-	errs := []error{err}
-	for _, note := range notes {
-		errs = append(errs, b.pruneOne(ctx, note))
-	}
-	return errors.Join(errs...)
-}
-
-func (b *Backend) pruneOne(ctx context.Context, note string) error {
-	image, err := os.ReadFile(note)
-	if err != nil {
-		return err
-	}
-	if _, err := os.Stat(string(image)); !errors.Is(err, os.ErrNotExist) { //nolint:gosec // a note of our own, in a directory that is closed to others
-		return err
-	}
-	name := key(string(image))
-	unlock, err := b.making.Lock(ctx, name)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	files, err := filepath.Glob(filepath.Join(b.images, name+"-*"+fileSuffix))
-	errs := []error{err, destroy(filepath.Join(b.images, name))}
-	for _, f := range files {
-		errs = append(errs, os.Remove(f)) //nolint:gosec // as above
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return os.Remove(note)
 }

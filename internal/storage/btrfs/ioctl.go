@@ -51,7 +51,7 @@ func ioctl[T any](fd uintptr, request uintptr, arg *T) error {
 
 // in runs do with the directory that holds path, and the name in it.
 func in(path string, do func(parent uintptr, name string) error) error {
-	dir, err := os.Open(filepath.Dir(path)) //nolint:gosec // paths of the pool
+	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func in(path string, do func(parent uintptr, name string) error) error {
 
 // at runs do with a directory itself.
 func at(path string, do func(fd uintptr) error) error {
-	dir, err := os.Open(path) //nolint:gosec // paths of the pool
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func destroy(path string) error {
 		return err
 	}
 	if id == 0 {
-		return os.RemoveAll(path) //nolint:gosec // a directory of the pool
+		return os.RemoveAll(path)
 	}
 	remove := func() error {
 		return in(path, func(parent uintptr, name string) error {
@@ -129,7 +129,7 @@ func destroy(path string) error {
 
 // destroyWithin removes the subvolumes below a directory. Links are not followed.
 func destroyWithin(path string) error {
-	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error { //nolint:gosec // a directory of the pool
+	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error {
 		if err != nil || at == path || !d.IsDir() {
 			return err
 		}
