@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ func TestAuditUsage(t *testing.T) {
 	w.nova.ClearLog()
 	require.NoError(t, w.auditUsage(t.Context()))
 	require.Equal(t, []string{"INFO compute.instance.exists"}, w.sender.all())
+	require.NotContains(t, fmt.Sprintf("%s", w.sender.told), "fixed_ips", "as with nova-compute")
 	require.Len(t, w.nova.LogOf("TaskLog.begin_task"), 1)
 	require.Len(t, w.nova.LogOf("TaskLog.end_task"), 1)
 

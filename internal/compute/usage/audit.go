@@ -72,7 +72,7 @@ func (a Audit) Run(ctx context.Context) error {
 	started := time.Now()
 	for _, inst := range instances {
 		a.Notify.Instance(reqctx.WithField(ctx, "instance", inst.UUID), notify.Event{
-			Action: "exists", Instance: inst, NetworkInfo: inst.NetworkInfo(),
+			Action: "exists", Instance: inst, // without addresses in the legacy form (nova/compute/utils.py:notify_usage_exists)
 			AuditBegin: begin.Format(boundaryLayout), AuditEnd: end.Format(boundaryLayout),
 		})
 	}
