@@ -40,16 +40,9 @@ func collectGarbage(t *testing.T, server string, args ...string) []leftover {
 func TestGC(t *testing.T) {
 	before := snapshot(t)
 	running, lost := boot(t, cloud.NewServer{}), boot(t, cloud.NewServer{})
-	sql := func(statement string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // a clean-up, too
-		defer cancel()
-		_, err := shared.Plane.SQL(ctx, statement)
-		require.NoError(t, err)
-	}
 	where := " WHERE uuid = '" + lost.ID + "'"
-	sql("UPDATE nova.instances SET deleted = id, deleted_at = '2020-01-01 00:00:00'" + where)
-	t.Cleanup(func() { sql("UPDATE nova.instances SET deleted = 0, deleted_at = NULL" + where) }) // for the API to delete it
+	sql(t, "UPDATE nova.instances SET deleted = id, deleted_at = '2020-01-01 00:00:00'"+where)
+	t.Cleanup(func() { sql(t, "UPDATE nova.instances SET deleted = 0, deleted_at = NULL"+where) }) // for the API to delete it
 
 	found := collectGarbage(t, lost.ID, "--dry-run")
 	require.Len(t, found, 1)

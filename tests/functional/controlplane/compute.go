@@ -39,6 +39,12 @@ func (p *Plane) Refusals(ctx context.Context, server string) ([]Refusal, error) 
 	return all, nil
 }
 
+// TellUsage sends by nova's own code, in the name of a compute host, what its audit of the last period sends.
+func (p *Plane) TellUsage(ctx context.Context, host, period string) error {
+	_, err := p.compute(ctx, "tell-usage", host, period)
+	return err
+}
+
 // CacheImages asks a compute host for images as the conductor does with an rpc_response_timeout, which is how long the host may
 // give no sign of life. It returns what became of each.
 func (p *Plane) CacheImages(ctx context.Context, host string, responseTimeout time.Duration, images ...string) (map[string]string, error) {

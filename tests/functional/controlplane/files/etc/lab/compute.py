@@ -3,9 +3,10 @@
     compute.py soft-delete SERVER...    as DELETE does where reclaim_instance_interval is set
     compute.py refused SERVER...        what a compute host is asked where there are volumes, or several cells
     compute.py cache-images HOST SECONDS IMAGE...   as the conductor does with an rpc_response_timeout of so many seconds
+    compute.py tell-usage HOST PERIOD               as the host's usage audit with that instance_usage_audit_period, without the task log
 
-The last one writes the answer, a JSON object. The second writes one JSON object per method: method, error (the class of the exception), text. The last one is of no method:
-its text is the number of volumes that the server has.
+cache-images writes the answer, a JSON object. refused writes one JSON object per method: method, error (the class of the exception), text. The last one is of no
+method: its text is the number of volumes that the server has.
 """
 import json
 import sys
@@ -14,8 +15,11 @@ import uuid
 from nova import config
 from nova import context
 from nova import objects
+from nova import rpc
+from nova import utils
 from nova.compute import api
 from nova.compute import rpcapi
+from nova.compute import utils as compute_utils
 
 config.parse_args(["nova"])
 objects.register_all()
@@ -50,8 +54,18 @@ def cache_images(host, seconds, *images):
     print(json.dumps(rpcapi.ComputeAPI().cache_images(context.get_admin_context(), host, list(images))))
 
 
-if sys.argv[1] == "cache-images":
-    cache_images(*sys.argv[2:])
+def tell_usage(host, period):
+    config.CONF.set_override("instance_usage_audit_period", period)
+    caller = context.get_admin_context()
+    begin, end = utils.last_completed_audit_period()
+    for instance in objects.InstanceList.get_active_by_window_joined(
+            caller, begin, end, host=host, expected_attrs=["system_metadata", "info_cache", "metadata", "flavor"]):
+        compute_utils.notify_usage_exists(rpc.get_notifier("compute", host), caller, instance, host, ignore_missing_network_data=False)
+
+
+of_hosts = {"cache-images": cache_images, "tell-usage": tell_usage}
+if sys.argv[1] in of_hosts:
+    of_hosts[sys.argv[1]](*sys.argv[2:])
     sys.exit()
 do = {"soft-delete": compute.soft_delete, "refused": refused}[sys.argv[1]]
 for server in sys.argv[2:]:
