@@ -58,8 +58,13 @@ func TestPersonality(t *testing.T) {
 		sum, _, _ := strings.Cut(inside(t, server.ID, "md5sum", "/config-drive/openstack"+meta.Files[i].Content), " ")
 		require.Equal(t, want.sum, sum, want.path)
 	}
+}
 
-	// What there is no way to through the API of a cloud without volumes, by nova's own client.
+// TestRefusals asks for what there is no way to through the API of one cell without volumes: by nova's own client, and of a volume's new size
+// as Cinder tells it. The server runs on as it is.
+func TestRefusals(t *testing.T) {
+	server := boot(t, cloud.NewServer{Networks: "none"})
+	since := booted(t, server.ID)
 	refusals, err := shared.Plane.Refusals(within(t, 2*time.Minute), server.ID)
 	require.NoError(t, err)
 	var got []string
@@ -67,10 +72,23 @@ func TestPersonality(t *testing.T) {
 		t.Logf("%+v", r)
 		got = append(got, r.Method+" "+r.Error)
 	}
-	require.Equal(t, []string{"reserve_block_device_name InvalidVolume", "prep_snapshot_based_resize_at_dest MigrationPreCheckError", " "}, got)
-	require.Equal(t, "0", refusals[2].Text, "no volume is noted")
-	now := statusIn(t, 10*time.Second, server.ID, "ACTIVE")
-	require.Equal(t, 1, now.PowerState)
+	require.Equal(t, []string{
+		"reserve_block_device_name InvalidVolume", "detach_volume NotImplementedError", "swap_volume NotImplementedError",
+		"prep_snapshot_based_resize_at_dest MigrationPreCheckError",
+		" ",
+	}, got)
+	require.Equal(t, "0", refusals[len(refusals)-1].Text, "no volume is noted")
+
+	event := map[string]string{"name": "volume-extended", "server_uuid": server.ID, "tag": shared.Network} // any id
+	body := map[string]any{"events": []any{event}}
+	require.NoError(t, shared.Admin.DoAt(within(t, time.Minute), "compute 2.51", http.MethodPost, cloud.Compute, "/os-server-external-events", body, nil))
+	for _, method := range []string{"detach_volume", "swap_volume", "prep_snapshot_based_resize_at_dest", "extend_volume"} {
+		require.Equal(t, []actionEvent{{Event: "compute_" + method, Result: "Error", Host: shared.Host}}, lastAction(t, server.ID, method))
+	}
+	fault := sql(t, "SELECT message FROM nova.instance_faults WHERE instance_uuid = '"+server.ID+"' ORDER BY id DESC LIMIT 1")
+	require.Equal(t, "Volume size extension is not supported by the hypervisor.", fault, "of ExtendVolumeNotSupported")
+	require.Equal(t, server, statusIn(t, 10*time.Second, server.ID, "ACTIVE"))
+	require.Equal(t, since, booted(t, server.ID))
 }
 
 // TestBuildsThatAreRefused end in ERROR with the reason, at once and without a second host.

@@ -12,6 +12,8 @@ import json
 import sys
 import uuid
 
+from oslo_messaging.rpc import client
+
 from nova import config
 from nova import context
 from nova import objects
@@ -30,7 +32,14 @@ def write(method, error, text):
     print(json.dumps({"method": method, "error": error, "text": text}), flush=True)
 
 
-def ask(caller, method, *args):
+def requester(project):
+    return context.RequestContext(user_id=str(uuid.uuid4()), project_id=project, is_admin=True)
+
+
+def ask(instance, method, *args):
+    """Asks by a request of its own, which has an action named like the method, as one of the API's."""
+    caller = requester(instance.project_id)
+    objects.InstanceAction.action_start(caller, instance.uuid, method, want_result=False)
     try:
         getattr(rpcapi.ComputeAPI(), method)(caller, *args)
         write(method, "", "")
@@ -39,12 +48,17 @@ def ask(caller, method, *args):
 
 
 def refused(caller, instance):
-    ask(caller, "reserve_block_device_name", instance, None, str(uuid.uuid4()), None, None, None, False)
+    client._BaseCallContext.cast = client._BaseCallContext.call  # who casts is not told of a refusal
+    host, volume, other = instance.host, str(uuid.uuid4()), str(uuid.uuid4())
+    ask(instance, "reserve_block_device_name", instance, None, volume, None, None, None, False)
+    ask(instance, "detach_volume", instance, volume)
+    ask(instance, "swap_volume", instance, volume, other, str(uuid.uuid4()))
+
     migration = objects.Migration(caller, uuid=str(uuid.uuid4()), instance_uuid=instance.uuid, status="pre-migrating", migration_type="resize",
-                                  source_compute=instance.host, dest_compute=instance.host, cross_cell_move=True)
+                                  source_compute=host, dest_compute=host, cross_cell_move=True)
     spec = objects.RequestSpec.get_by_instance_uuid(context.get_admin_context(), instance.uuid)
-    ask(caller, "prep_snapshot_based_resize_at_dest", instance, instance.flavor, instance.node, migration, objects.SchedulerLimits(), spec,
-        instance.host)
+    ask(instance, "prep_snapshot_based_resize_at_dest", instance, instance.flavor, instance.node, migration, objects.SchedulerLimits(), spec, host)
+
     mappings = objects.BlockDeviceMappingList.get_by_instance_uuid(caller, instance.uuid)
     write("", "", str(sum(m.is_volume for m in mappings)))
 
@@ -70,5 +84,5 @@ if sys.argv[1] in of_hosts:
 do = {"soft-delete": compute.soft_delete, "refused": refused}[sys.argv[1]]
 for server in sys.argv[2:]:
     mapping = objects.InstanceMapping.get_by_instance_uuid(context.get_admin_context(), server)
-    caller = context.RequestContext(user_id=str(uuid.uuid4()), project_id=mapping.project_id, is_admin=True)
+    caller = requester(mapping.project_id)
     do(caller, compute.get(caller, server, expected_attrs=["flavor", "info_cache", "metadata", "system_metadata", "numa_topology"]))
