@@ -60,8 +60,8 @@ func TestPersonality(t *testing.T) {
 	}
 }
 
-// TestRefusals asks for what there is no way to through the API of one cell without volumes: by nova's own client, and of a volume's new size
-// as Cinder tells it. The server runs on as it is.
+// TestRefusals asks for what there is no way to through the API of one cell without volumes and with no live migration under way: by nova's own
+// client, and of a volume's new size as Cinder tells it. The server runs on as it is.
 func TestRefusals(t *testing.T) {
 	server := boot(t, cloud.NewServer{Networks: "none"})
 	since := booted(t, server.ID)
@@ -75,6 +75,10 @@ func TestRefusals(t *testing.T) {
 	require.Equal(t, []string{
 		"reserve_block_device_name InvalidVolume", "detach_volume NotImplementedError", "swap_volume NotImplementedError",
 		"prep_snapshot_based_resize_at_dest MigrationPreCheckError",
+		"check_can_live_migrate_source MigrationPreCheckError", "pre_live_migration MigrationPreCheckError",
+		"live_migration MigrationPreCheckError", "post_live_migration_at_destination MigrationPreCheckError",
+		"rollback_live_migration_at_destination MigrationPreCheckError", "drop_move_claim_at_destination NotImplementedError",
+		"live_migration_force_complete NotImplementedError", "live_migration_abort NotImplementedError",
 		" ",
 	}, got)
 	require.Equal(t, "0", refusals[len(refusals)-1].Text, "no volume is noted")
@@ -82,7 +86,9 @@ func TestRefusals(t *testing.T) {
 	event := map[string]string{"name": "volume-extended", "server_uuid": server.ID, "tag": shared.Network} // any id
 	body := map[string]any{"events": []any{event}}
 	require.NoError(t, shared.Admin.DoAt(within(t, time.Minute), "compute 2.51", http.MethodPost, cloud.Compute, "/os-server-external-events", body, nil))
-	for _, method := range []string{"detach_volume", "swap_volume", "prep_snapshot_based_resize_at_dest", "extend_volume"} {
+	for _, method := range []string{
+		"detach_volume", "swap_volume", "prep_snapshot_based_resize_at_dest", "live_migration_force_complete", "live_migration_abort", "extend_volume",
+	} {
 		require.Equal(t, []actionEvent{{Event: "compute_" + method, Result: "Error", Host: shared.Host}}, lastAction(t, server.ID, method))
 	}
 	fault := sql(t, "SELECT message FROM nova.instance_faults WHERE instance_uuid = '"+server.ID+"' ORDER BY id DESC LIMIT 1")

@@ -22,7 +22,7 @@ func (p *Plane) SoftDelete(ctx context.Context, servers ...string) error {
 	return err
 }
 
-// Refusals asks a server's compute host for volumes and for a move to another cell. Each has an action in the server's history.
+// Refusals asks a server's compute host for volumes, a move to another cell, and the steps of live migrations. Each has an action in the server's history.
 func (p *Plane) Refusals(ctx context.Context, server string) ([]Refusal, error) {
 	text, err := p.compute(ctx, "refused", server)
 	if err != nil {

@@ -1,7 +1,7 @@
 """Asks for what the REST API does not let through with the lab's settings, by nova's own code.
 
     compute.py soft-delete SERVER...    as DELETE does where reclaim_instance_interval is set
-    compute.py refused SERVER...        what a compute host is asked where there are volumes, or several cells
+    compute.py refused SERVER...        what a compute host is asked where there are volumes, several cells, or live migrations under way
     compute.py cache-images HOST SECONDS IMAGE...   as the conductor does with an rpc_response_timeout of so many seconds
     compute.py tell-usage HOST PERIOD               as the host's usage audit with that instance_usage_audit_period, without the task log
 
@@ -58,6 +58,15 @@ def refused(caller, instance):
                                   source_compute=host, dest_compute=host, cross_cell_move=True)
     spec = objects.RequestSpec.get_by_instance_uuid(context.get_admin_context(), instance.uuid)
     ask(instance, "prep_snapshot_based_resize_at_dest", instance, instance.flavor, instance.node, migration, objects.SchedulerLimits(), spec, host)
+
+    ask(instance, "check_can_live_migrate_source", instance, None)
+    ask(instance, "pre_live_migration", instance, False, None, host, None)
+    ask(instance, "live_migration", instance, host, False, host, migration, None)
+    ask(instance, "post_live_migration_at_destination", instance, False, host)
+    ask(instance, "rollback_live_migration_at_destination", instance, host, True, None)
+    ask(instance, "drop_move_claim_at_destination", instance, host)
+    ask(instance, "live_migration_force_complete", instance, migration)
+    ask(instance, "live_migration_abort", instance, 1)
 
     mappings = objects.BlockDeviceMappingList.get_by_instance_uuid(caller, instance.uuid)
     write("", "", str(sum(m.is_volume for m in mappings)))
