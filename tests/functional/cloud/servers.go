@@ -50,6 +50,7 @@ type NewServer struct {
 	Flavor           string `json:"flavorRef"`
 	Networks         any    `json:"networks"`
 	AvailabilityZone string `json:"availability_zone,omitempty"`
+	Host             string `json:"host,omitempty"` // which the scheduler looks at, unlike one in the zone
 	KeyName          string `json:"key_name,omitempty"`
 	ConfigDrive      bool   `json:"config_drive,omitempty"`
 	UserData         string `json:"user_data,omitempty"`
