@@ -96,8 +96,8 @@ func (p *pairOf) addTrait(ctx context.Context, l *lab.Lab, trait string) {
 		}
 		err := l.Admin.Do(ctx, http.MethodPut, cloud.Placement, path,
 			map[string]any{"traits": append(now.Traits, trait), "resource_provider_generation": now.Generation}, nil)
-		if cloud.IsStatus(err, http.StatusConflict) {
-			return false, nil
+		if cloud.IsStatus(err, http.StatusConflict) || err != nil && strings.Contains(err.Error(), "Please retry your update") {
+			return false, nil // the agent has reported meanwhile; noticed late, that is an error 500
 		}
 		return false, err
 	}))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/compute-agent/compute-agent/internal/openstack"
 )
@@ -39,6 +40,10 @@ const (
 	codeCannotDelete   = "placement.resource_provider.cannot_delete_parent"
 )
 
+// lateConflict is what Placement says, with a status of 500, where it notices only in its own transaction that traits were set at the same moment
+// (placement/handlers/trait.py:update_traits_for_resource_provider; placement/exception.py:ResourceProviderConcurrentUpdateDetected).
+const lateConflict = "Another thread concurrently updated the resource provider data"
+
 // errorCodes is the first microversion whose errors carry a code. Requests that
 // must tell conflicts apart ask for at least this.
 const errorCodes = "1.23"
@@ -60,6 +65,10 @@ func (c *Client) do(ctx context.Context, microversion, method, path string, quer
 		case codeInventoryInUse, codeProviderInUse, codeCannotDelete:
 			return fmt.Errorf("%w: %w", ErrInUse, err)
 		default:
+			return fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+	case http.StatusInternalServerError:
+		if e, ok := errors.AsType[*openstack.HTTPError](err); ok && strings.Contains(e.Message, lateConflict) {
 			return fmt.Errorf("%w: %w", ErrConflict, err)
 		}
 	}

@@ -106,6 +106,8 @@ func TestConflicts(t *testing.T) {
 		{"generation", answer{409, "inventories-409", ""}, ErrConflict},
 		{"in use", answer{409, "", `{"errors": [{"detail": "x", "code": "placement.inventory.inuse"}]}`}, ErrInUse},
 		{"no code", answer{409, "", `{"errors": [{"detail": "x"}]}`}, ErrConflict},
+		{"noticed late", answer{500, "", `{"errors": [{"status": 500, "title": "Internal Server Error", "detail": "The server has either erred or is ` +
+			`incapable of performing the requested operation.\n\n Another thread concurrently updated the resource provider data. Please retry your update  "}]}`}, ErrConflict},
 		{"gone", answer{404, "provider-404", ""}, ErrNotFound},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
