@@ -73,8 +73,7 @@ func (l *listener) same(operation string, ours map[string]any, do func()) {
 		}
 	}
 	do()
-	var got told
-	var all int
+	got, all := told{Changes: l.since(nil)}, l.heard
 	ctx := within(l.t, 30*time.Second)
 	err := cloud.Poll(ctx, 200*time.Millisecond, "all notifications of "+operation, func() (bool, error) {
 		messages, err := l.trace.Seen()

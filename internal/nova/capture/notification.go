@@ -37,15 +37,15 @@ func ActionEvents(t testing.TB, release, operation string) []string {
 	t.Helper()
 	var names []string
 	for _, m := range Operation(t, release, operation) {
-		var method, name string
-		args := []any{&name, &name} // the instance's UUID, the event
+		var method string
+		var args [2]string // the instance's UUID, the event
 		if json.Unmarshal(m.Args["objmethod"], &method) != nil || method != "event_start" {
 			continue
 		}
 		if err := json.Unmarshal(m.Args["args"], &args); err != nil {
 			t.Fatalf("%s line %d: %v", operation, m.Line, err)
 		}
-		names = append(names, name)
+		names = append(names, args[1])
 	}
 	return names
 }
