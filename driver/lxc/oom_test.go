@@ -1,6 +1,7 @@
 package lxc
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,6 +41,9 @@ func TestMemoryEvents(t *testing.T) {
 	told := func() bool {
 		events := make([]unix.EpollEvent, epollBatch)
 		n, err := unix.EpollWait(w.epoll, events, 100)
+		for errors.Is(err, unix.EINTR) { // the runtime's own signals interrupt it, however it was asked to restart
+			n, err = unix.EpollWait(w.epoll, events, 100)
+		}
 		require.NoError(t, err)
 		for _, e := range events[:n] {
 			w.ready(t.Context(), int(e.Fd))

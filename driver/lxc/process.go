@@ -187,6 +187,9 @@ func (p *process) signal(sig unix.Signal) error {
 func (p *process) exited() bool {
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
 	n, err := unix.Poll(fds, 0)
+	for errors.Is(err, unix.EINTR) { // also a poll that does not wait gives way to a signal
+		n, err = unix.Poll(fds, 0)
+	}
 	return err == nil && n > 0
 }
 
