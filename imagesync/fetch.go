@@ -287,14 +287,13 @@ func (s *Store) land(image string, c content) (have content, first bool, err err
 	if known && !have.Doubtful {
 		return have, false, nil
 	}
-	putBack := func() error { return nil }
 	if known {
-		if putBack, err = s.retire(have, c.BootID, filepath.Dir(image)); err != nil {
-			return content{}, false, fmt.Errorf("retire image: %w", err)
-		}
+		err = s.supplant(have, image, c.BootID)
+	} else {
+		err = os.Rename(image, s.path("images", c.Fingerprint))
 	}
-	if err := os.Rename(image, s.path("images", c.Fingerprint)); err != nil {
-		return content{}, false, fmt.Errorf("publish image: %w", errors.Join(err, putBack()))
+	if err != nil {
+		return content{}, false, fmt.Errorf("publish image: %w", err)
 	}
 	s.contents[c.Fingerprint] = c
 	s.landed[c.Fingerprint] = c.imported

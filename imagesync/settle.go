@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
@@ -136,21 +137,56 @@ func (s *Store) usersLocked(fingerprint string) []string {
 	return slices.Sorted(maps.Keys(users))
 }
 
-// retire takes a doubtful content out of the place that the same one, fetched again, is to have. If guests may run on it, it lies aside
-// until the host is booted anew, and each of them finds the new one at its next start; else it goes with the import's stage. mu is held.
-func (s *Store) retire(c content, boot, stage string) (putBack func() error, err error) {
-	place, aside := s.path("images", c.Fingerprint), filepath.Join(stage, "doubtful")
+// supplant gives a doubtful content's place to the same one, fetched again. If guests may run on the doubtful one, it lies aside until
+// the host is booted anew, and each of them finds the new one at its next start; else it goes with the import's stage. The place is
+// never empty, and what guests run on is never in a stage: an agent may be killed anywhere in between. mu is held.
+func (s *Store) supplant(c content, image, boot string) error {
+	place := s.path("images", c.Fingerprint)
 	held := false
 	for _, a := range s.aliases {
 		held = held || a.Fingerprint == c.Fingerprint && s.holds[a.ID] > 0
 	}
-	if held || len(s.usersLocked(c.Fingerprint)) > 0 {
-		if err := os.MkdirAll(s.path("retired", boot), 0o700); err != nil {
-			return nil, err
-		}
-		aside = s.path("retired", boot, c.Fingerprint+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
+	if !held && len(s.usersLocked(c.Fingerprint)) == 0 {
+		return s.kernel.exchange(image, place)
 	}
-	return func() error { return os.Rename(aside, place) }, os.Rename(place, aside)
+	if err := os.MkdirAll(s.path("retired", boot), 0o700); err != nil {
+		return err
+	}
+	aside := s.path("retired", boot, c.Fingerprint+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
+	if err := os.Rename(image, aside); err != nil {
+		return err
+	}
+	if err := s.kernel.exchange(aside, place); err != nil {
+		return errors.Join(err, os.Rename(aside, image))
+	}
+	return nil
+}
+
+// exchange lets two directories change places, in one step where the file system can.
+func exchange(a, b string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // ZFS before 2.2, NFS
+		return exchangeInSteps(a, b)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+	}
+	return nil
+}
+
+// exchangeInSteps does so where b, for a moment, has to be missing.
+func exchangeInSteps(a, b string) error {
+	waiting := a + ".waits"
+	if err := os.Rename(a, waiting); err != nil {
+		return err
+	}
+	if err := os.Rename(b, a); err != nil {
+		return errors.Join(err, os.Rename(waiting, a))
+	}
+	if err := os.Rename(waiting, b); err != nil {
+		return errors.Join(err, os.Rename(a, b), os.Rename(waiting, a))
+	}
+	return nil
 }
 
 // dropRetired removes what no guest can run on any more, since the host has been booted anew.

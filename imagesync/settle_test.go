@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // fragileHost is a host that can be booted anew, and whose disk can fail.
@@ -18,13 +20,15 @@ type fragileHost struct {
 	dir   string
 	boot  string
 	fails atomic.Bool // the kernel tells of a write that has failed
+
+	exchange func(a, b string) error
 }
 
 var errDisk = errors.New("input/output error")
 
 func newFragileHost(t *testing.T) *fragileHost {
 	t.Helper()
-	return &fragileHost{dir: filepath.Join(t.TempDir(), "images"), boot: "boot-1"}
+	return &fragileHost{dir: filepath.Join(t.TempDir(), "images"), boot: "boot-1", exchange: exchange}
 }
 
 // start opens the store, as an agent of this host does.
@@ -46,6 +50,7 @@ func (h *fragileHost) kernel() kernel {
 			}
 			return nil
 		},
+		exchange: h.exchange,
 	}
 }
 
@@ -267,23 +272,94 @@ func TestOthersImportIsNotSettled(t *testing.T) {
 	require.Equal(t, h.boot, now.BootID)
 }
 
-// TestRetireFails: a content that cannot be replaced stays what it is.
-func TestRetireFails(t *testing.T) {
+// TestSupplantFails: a content that cannot be replaced stays what it is.
+func TestSupplantFails(t *testing.T) {
 	t.Parallel()
 	h := newFragileHost(t)
+	h.exchange = func(string, string) error { return errDisk }
 	s := h.start(t)
 	r, _ := counted(t)
 	h.fails.Store(true)
 	img, err := s.Sync(t.Context(), r)
 	require.NoError(t, err)
-	require.NoError(t, s.Acquire("image", "instance"))
 	s.work.Wait()
+	for _, used := range []bool{false, true} {
+		if used {
+			require.NoError(t, s.Acquire("image", "instance"))
+		}
+		_, err = s.Sync(t.Context(), r)
+		require.ErrorIs(t, err, errDisk)
+		require.DirExists(t, img.Path)
+		require.Empty(t, readDir(t, s.path("staging")))
+	}
+	require.Empty(t, readDir(t, s.path("retired", h.boot)))
 	require.NoError(t, os.RemoveAll(s.path("retired")))
 	require.NoError(t, os.WriteFile(s.path("retired"), nil, 0o600))
 	_, err = s.Sync(t.Context(), r)
-	require.ErrorContains(t, err, "retire image")
+	require.ErrorIs(t, err, unix.ENOTDIR)
 	require.DirExists(t, img.Path)
 	require.NoError(t, os.Remove(s.path("retired")))
-	_, err = s.Sync(t.Context(), r)
+	require.NoError(t, s.Close())
+	h.exchange = exchange
+	_, err = h.start(t).Sync(t.Context(), r)
 	require.NoError(t, err)
+}
+
+// TestKilledWhileSupplanting: whatever the agent had done when it was killed, servers have their image, and guests their files.
+func TestKilledWhileSupplanting(t *testing.T) {
+	t.Parallel()
+	for _, done := range []bool{false, true} {
+		h := newFragileHost(t)
+		s := h.start(t)
+		r, src := counted(t)
+		h.fails.Store(true)
+		_, err := s.Sync(t.Context(), r)
+		require.NoError(t, err)
+		require.NoError(t, s.Acquire("image", "instance"))
+		require.NoError(t, s.Close())
+		h.fails.Store(false)
+
+		killed := h.dir + "-killed" // what the disk has at that moment
+		h.exchange = func(a, b string) error {
+			if done {
+				require.NoError(t, exchange(a, b))
+			}
+			require.NoError(t, exec.Command("cp", "-al", h.dir, killed).Run())
+			return errDisk
+		}
+		s = h.start(t)
+		_, err = s.Sync(t.Context(), r)
+		require.ErrorIs(t, err, errDisk)
+		require.NoError(t, s.Close())
+
+		h.dir, h.exchange = killed, exchange
+		s = h.start(t)
+		got, ok, err := s.Get(t.Context(), "image")
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.Equal(t, []string{"instance"}, got.Instances)
+		require.DirExists(t, filepath.Join(got.Path, "etc"))
+		require.Len(t, readDir(t, s.path("retired", h.boot)), 1, "guests may run on it")
+		s.work.Wait()
+		_, err = s.Sync(t.Context(), r)
+		require.NoError(t, err)
+		require.Equal(t, 3, src.opens())
+	}
+}
+
+// TestExchange: in both ways two directories change places, and stay where they are when one is missing.
+func TestExchange(t *testing.T) {
+	t.Parallel()
+	for name, exchange := range map[string]func(a, b string) error{"at once": exchange, "in steps": exchangeInSteps} {
+		dir := t.TempDir()
+		a, b, missing := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "missing")
+		require.NoError(t, os.MkdirAll(filepath.Join(a, "of-a"), 0o700))
+		require.NoError(t, os.Mkdir(b, 0o700))
+		require.NoError(t, exchange(a, b), name)
+		require.DirExists(t, filepath.Join(b, "of-a"), name)
+		require.ErrorIs(t, exchange(a, missing), os.ErrNotExist, name)
+		require.ErrorIs(t, exchange(missing, b), os.ErrNotExist, name)
+		require.ElementsMatch(t, []string{"a", "b"}, readDir(t, dir), name)
+		require.DirExists(t, filepath.Join(b, "of-a"), name)
+	}
 }

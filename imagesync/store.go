@@ -37,12 +37,13 @@ type Store struct {
 
 // kernel is what the store asks of the running one.
 type kernel struct {
-	bootID func() (string, error)
-	syncfs func(dir *os.File) error
+	bootID   func() (string, error)
+	syncfs   func(dir *os.File) error
+	exchange func(a, b string) error
 }
 
 func running() kernel {
-	return kernel{bootID: bootID, syncfs: func(dir *os.File) error { return unix.Syncfs(int(dir.Fd())) }}
+	return kernel{bootID: bootID, syncfs: func(dir *os.File) error { return unix.Syncfs(int(dir.Fd())) }, exchange: exchange}
 }
 
 // Open opens the store in o.Dir, making it if needed, and clears what a crash has
