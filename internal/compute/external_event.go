@@ -141,12 +141,16 @@ func (m *Manager) vifDeleted(ctx context.Context, inst *object.Instance, portID 
 	if gone == nil {
 		return
 	}
-	log.Info("Neutron deleted a port of the server; taking it from the guest")
 	rec, ok, err := m.record(inst.UUID)
-	if err != nil || !ok {
-		log.WithError(err).Warning("deleted port not unplugged: no record of the instance")
+	if err != nil {
+		log.WithError(err).Warning("deleted port not unplugged")
 		return
 	}
+	if !ok { // nova tells both hosts of a migration, or of an evacuation that has failed
+		log.Info("Neutron deleted a port of the server, which is not here")
+		return
+	}
+	log.Info("Neutron deleted a port of the server; taking it from the guest")
 	if err := m.unplugLive(ctx, &rec, vifOfInfo(inst.UUID, gone)); err != nil {
 		log.WithError(err).Warning("deleted port not unplugged")
 	}
