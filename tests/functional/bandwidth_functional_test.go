@@ -42,7 +42,7 @@ func TestBandwidthOfTheFlavor(t *testing.T) {
 		map[string]string{"quota:vif_outbound_average": "500", "quota:vif_outbound_burst": "32", "quota:vif_inbound_average": "4000"})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, shared.Admin.DeleteFlavor(ctx, flavor))
 	})

@@ -112,7 +112,7 @@ func (d *document) server(t *testing.T, heading string, images ...string) cloud.
 // deleteImages removes images by their names; it is a clean-up.
 func deleteImages(t *testing.T, names ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 	defer cancel()
 	for _, name := range names {
 		id, err := shared.Admin.ImageID(ctx, name)
@@ -126,7 +126,7 @@ func deleteImages(t *testing.T, names ...string) {
 // deleteSecrets removes what the key manager has by names; it is a clean-up.
 func deleteSecrets(t *testing.T, user *cloud.Client, names ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 	defer cancel()
 	for _, name := range names {
 		var answer struct {

@@ -23,7 +23,7 @@ import (
 func forceDown(t *testing.T, hostname string, down bool) {
 	t.Helper()
 	// Not the test's context: this is a clean-up, too.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 	defer cancel()
 	services, err := shared.Admin.ComputeServices(ctx, "nova-compute")
 	require.NoError(t, err)
@@ -54,7 +54,7 @@ func TestEvacuate(t *testing.T) {
 	kill(t, p.here)
 	forceDown(t, p.here.Host, true)
 	t.Cleanup(func() { // the tests behind this one need the host, whatever becomes of it
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		if p.here.Agent.PID() == 0 {
 			require.NoError(t, p.here.Agent.Start())
@@ -131,7 +131,7 @@ func setAside(t *testing.T, l *lab.Lab, server cloud.Server) (left func() []stri
 	aside, err := host.NewAside(t.Context(), "aside-"+l.Host, []int{5000, 5672, 8778, 9292, 9696})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
 		l.Agent.Within = nil
@@ -175,7 +175,7 @@ func TestRescheduledBuild(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, shared.Admin.DeleteServer(ctx, id))
 		require.NoError(t, shared.Admin.WaitGone(ctx, id))

@@ -34,7 +34,7 @@ func TestExclusiveHost(t *testing.T) {
 		})
 		require.NoError(t, err)
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 			defer cancel()
 			require.NoError(t, shared.Admin.DeleteServer(ctx, id))
 			require.NoError(t, shared.Admin.WaitGone(ctx, id))
@@ -75,7 +75,7 @@ func aggregate(t *testing.T, name string, metadata map[string]string) {
 	t.Helper()
 	do := func(method, path string, body, answer any) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: it is a clean-up, too
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute) // not the test's: it is a clean-up, too
 		defer cancel()
 		require.NoError(t, shared.Admin.Do(ctx, method, cloud.Compute, "/os-aggregates"+path, body, answer))
 	}

@@ -29,7 +29,7 @@ func fakeHost(t *testing.T) *lab.Lab {
 	ctx := within(t, 2*time.Minute)
 	l, err := shared.Fake(ctx, name)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, l.StopAgent(ctx))
 		require.NoError(t, l.Plane.RemoveHost(ctx, name))
@@ -66,7 +66,7 @@ func TestFakeDriver(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, l.Admin.DeleteServer(ctx, id))
 		require.NoError(t, l.Admin.WaitGone(ctx, id))

@@ -23,10 +23,14 @@ import (
 	"github.com/compute-agent/compute-agent/tests/functional/lab"
 )
 
-// within is a context with a deadline; every wait of a test has one.
+// slower is how many times as long something may take as is enough on a machine that does nothing else. Every wait ends when what it
+// waits for is there, so it costs nothing where all is well.
+const slower = 3
+
+// within is a context with a deadline, of a slow machine; every wait of a test has one.
 func within(t *testing.T, limit time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), slower*limit)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -62,7 +66,7 @@ func create(t *testing.T, want cloud.NewServer) string {
 	id, err := shared.Admin.CreateServer(within(t, time.Minute), want)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		if t.Failed() {
 			explain(ctx, t, id)
@@ -133,7 +137,7 @@ func serversHere(ctx context.Context, prefix string) ([]cloud.Server, error) {
 // deleteNamed removes servers by the beginning of their names, which the test cannot know by their ids: it is a clean-up.
 func deleteNamed(t *testing.T, prefix string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*2*time.Minute)
 	defer cancel()
 	servers, err := serversHere(ctx, prefix)
 	require.NoError(t, err)
@@ -189,7 +193,7 @@ func tryUpload(t *testing.T, data io.Reader, diskFormat string, properties map[s
 	name := shared.Host + "-" + strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-")
 	id, err := shared.Admin.UploadImage(within(t, 2*time.Minute), name, diskFormat, properties, data)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		if id != "" {
 			require.NoError(t, shared.Admin.DeleteImage(ctx, id))
@@ -261,7 +265,7 @@ func snapshot(t *testing.T) host.Snapshot {
 func nothingLeft(t *testing.T, before host.Snapshot) {
 	t.Helper()
 	var changes []string
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(slower * 20 * time.Second)
 	for {
 		changes = snapshot(t).Since(before)
 		if len(changes) == 0 {
@@ -309,7 +313,7 @@ func withOptions(t *testing.T, l *lab.Lab, options string) {
 // restartWith starts a host's agent anew with other AgentOptions.
 func restartWith(t *testing.T, l *lab.Lab, options string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: it is a clean-up, too
+	ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute) // not the test's: it is a clean-up, too
 	defer cancel()
 	require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
 	l.AgentOptions = options

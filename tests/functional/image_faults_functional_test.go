@@ -66,7 +66,7 @@ func throughProxy(t *testing.T) *glanceProxy {
 	})
 	before := shared.AgentOptions
 	restart := func(options string) { // also when the test has ended, and its context with it
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*2*time.Minute)
 		defer cancel()
 		shared.AgentOptions = options
 		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))

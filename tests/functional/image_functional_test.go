@@ -66,7 +66,7 @@ func withAgentOptions(t *testing.T, options string) {
 	t.Helper()
 	before := shared.AgentOptions
 	restart := func(options string) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also when the test has ended
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute) // also when the test has ended
 		defer cancel()
 		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))
 		shared.AgentOptions = options
@@ -168,7 +168,7 @@ func TestAggregateCacheImage(t *testing.T) {
 	}
 	openstack("aggregate", "create", name)
 	t.Cleanup(func() {
-		clean, cancel := context.WithTimeout(context.Background(), time.Minute)
+		clean, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, shared.Plane.OpenStack(clean, io.Discard, "aggregate", "remove", "host", name, shared.Host))
 		require.NoError(t, shared.Plane.OpenStack(clean, io.Discard, "aggregate", "delete", name))

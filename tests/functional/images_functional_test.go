@@ -54,7 +54,7 @@ func createImage(t *testing.T, server, name string) string {
 // dropImage has an image deleted when the test ends.
 func dropImage(t *testing.T, id string) {
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		if err := shared.Admin.DeleteImage(ctx, id); !cloud.IsStatus(err, http.StatusNotFound) {
 			require.NoError(t, err)
@@ -66,7 +66,7 @@ func dropImage(t *testing.T, id string) {
 func images(t *testing.T, server string) []imageRecord {
 	t.Helper()
 	// Not the test's context: clean-ups ask, too.
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*30*time.Second)
 	defer cancel()
 	var answer struct{ Images []imageRecord }
 	err := shared.Admin.Do(ctx, http.MethodGet, cloud.Image, "/v2/images?sort=created_at:asc&instance_uuid="+server, nil, &answer)

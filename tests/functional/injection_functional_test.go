@@ -30,7 +30,7 @@ func TestInjection(t *testing.T) {
 	private, err := shared.Admin.CreateKeyPair(ctx, name)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, shared.Admin.DeleteKeyPair(ctx, name))
 	})

@@ -130,7 +130,7 @@ func port(t *testing.T, name string) string {
 	body := map[string]any{"port": map[string]any{"network_id": shared.Network, "name": name}}
 	require.NoError(t, shared.Admin.Do(within(t, time.Minute), http.MethodPost, cloud.Network, "/v2.0/ports", body, &made))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		_ = shared.Admin.Do(ctx, http.MethodDelete, cloud.Network, "/v2.0/ports/"+made.Port.ID, nil, nil) // some tests delete it themselves
 	})
@@ -354,7 +354,7 @@ func network(t *testing.T) string {
 	name := strings.ToLower(t.Name())
 	require.NoError(t, shared.Admin.Do(ctx, http.MethodPost, cloud.Network, "/v2.0/networks", map[string]any{"network": map[string]any{"name": name}}, &made))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, shared.Admin.Do(ctx, http.MethodDelete, cloud.Network, "/v2.0/networks/"+made.Network.ID, nil, nil))
 	})

@@ -47,7 +47,7 @@ func twoHosts(t *testing.T, options ...string) *pairOf {
 	forceDown(t, name, false)
 	require.NoError(t, other.StartAgent(ctx))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, other.StopAgent(ctx))
 		forceDown(t, name, true) // it would count as up for a minute, and what is sent there would wait
@@ -269,7 +269,7 @@ func disable(t *testing.T, hostname string) {
 	}
 	require.NoError(t, set(within(t, 30*time.Second), "disabled"))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*30*time.Second)
 		defer cancel()
 		require.NoError(t, set(ctx, "enabled"))
 	})

@@ -68,7 +68,7 @@ func TestPoweroffInsideIsNoticed(t *testing.T) {
 	server := boot(t, cloud.NewServer{})
 	answers(t, server)
 	shutDown(t, server.ID, "poweroff")
-	eventually(t, 5*time.Second, "SHUTOFF", func(ctx context.Context) (bool, error) {
+	eventually(t, 10*time.Second, "SHUTOFF", func(ctx context.Context) (bool, error) {
 		now, err := shared.Admin.Server(ctx, server.ID)
 		return now.Status == "SHUTOFF" && now.TaskState == "", err
 	})
@@ -81,7 +81,7 @@ func TestRebootInsideIsNoticed(t *testing.T) {
 	answers(t, server)
 	first := booted(t, server.ID)
 	shutDown(t, server.ID, "reboot")
-	eventually(t, 5*time.Second, "a guest that has booted again", func(ctx context.Context) (bool, error) {
+	eventually(t, 10*time.Second, "a guest that has booted again", func(ctx context.Context) (bool, error) {
 		stat, err := shared.Agent.Exec(ctx, server.ID, "cat", "/proc/1/stat")
 		if err != nil {
 			return false, nil //nolint:nilerr // on its way

@@ -54,7 +54,7 @@ func issue(t *testing.T, user *cloud.Client, name string, key crypto.Signer, by 
 	id, err := user.StoreCertificate(within(t, time.Minute), shared.Host+"-"+name, text)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		require.NoError(t, user.DeleteSecret(ctx, id))
 	})

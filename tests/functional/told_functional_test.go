@@ -41,7 +41,7 @@ func listen(t *testing.T, hosts ...string) *listener {
 	trace, err := shared.Plane.Trace(within(t, time.Minute))
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 		defer cancel()
 		_, err := trace.Stop(ctx)
 		require.NoError(t, err)

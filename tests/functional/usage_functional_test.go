@@ -98,7 +98,7 @@ func toldUsage(t *testing.T, trace *controlplane.Trace, event, server string) []
 // sql asks the control plane's database. It is for clean-ups, too.
 func sql(t *testing.T, statement string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*30*time.Second)
 	defer cancel()
 	out, err := shared.Plane.SQL(ctx, statement)
 	require.NoError(t, err)

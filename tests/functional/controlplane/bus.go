@@ -22,7 +22,7 @@ func (p *Plane) amqp(ctx context.Context, args ...string) *exec.Cmd {
 
 // waitQueue waits until somebody consumes the queue.
 func (p *Plane) waitQueue(ctx context.Context, queue string) error {
-	_, err := capture(p.amqp(ctx, "wait", queue, "90"), "wait for queue "+queue)
+	_, err := capture(p.amqp(ctx, "wait", queue, strconv.Itoa(int(patience.Seconds()))), "wait for queue "+queue)
 	return err
 }
 

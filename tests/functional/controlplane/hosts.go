@@ -86,7 +86,7 @@ func (p *Plane) RemoveHost(ctx context.Context, name string) error {
 
 // waitL2 waits until neutron would bind a port to the host.
 func (p *Plane) waitL2(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	admin, err := p.Admin(ctx)
 	if err != nil {

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/compute-agent/compute-agent/tests/functional/cloud"
 )
@@ -31,7 +30,7 @@ func (p *Plane) StartKeyManager(ctx context.Context) error {
 
 // seedKeyManager makes Barbican's database, its user and its place in the catalog.
 func (p *Plane) seedKeyManager(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if _, err := p.SQL(ctx, "CREATE DATABASE IF NOT EXISTS barbican CHARACTER SET utf8;"); err != nil {
 		return err

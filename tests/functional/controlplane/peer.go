@@ -13,7 +13,7 @@ const PeerHost = "peer"
 // StartPeer starts the distribution's nova-compute with its fake driver, and a stand-in for that host's L2 agent. It returns when
 // servers can be scheduled to PeerHost.
 func (p *Plane) StartPeer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err := p.startService(service{"peer-l2", "neutron", []string{"HOME=/var/lib/neutron", "PYTHONUNBUFFERED=1"}, []string{
 		"/usr/bin/python3", "/etc/lab/peer_l2.py", PeerHost, p.Net, AuthURL, Password, physicalLink,

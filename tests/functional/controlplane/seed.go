@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"time"
 
 	"github.com/compute-agent/compute-agent/tests/functional/cloud"
 )
@@ -15,7 +14,7 @@ type object = map[string]any
 
 // seedIdentity creates the services' users, the tenant demo, and the catalog.
 func (p *Plane) seedIdentity(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	admin, err := p.Admin(ctx)
 	if err != nil {
@@ -66,7 +65,7 @@ func (p *Plane) seedContent(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	admin, err := p.Admin(ctx)
 	if err != nil {

@@ -162,8 +162,10 @@ func (p *Plane) stopServices(ctx context.Context, deadline time.Duration, names 
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
-// killAll ends every process of the chroot.
+// killAll ends every process of the chroot. One that sits in the kernel is not waited for without end.
 func (p *Plane) killAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	signal := unix.SIGTERM
 	for round := 0; ; round++ {
 		pids, err := p.processes()
@@ -187,9 +189,12 @@ func (p *Plane) killAll(ctx context.Context) error {
 // LogFile is where a service's output goes.
 func (p *Plane) LogFile(service string) string { return p.path("log", service+".log") }
 
+// patience bounds what a service may take to come up. It takes seconds on a machine that does nothing else.
+const patience = 5 * time.Minute
+
 // waitPort waits until the service listens. A daemon that ended meanwhile ends the wait, with the end of its log.
 func (p *Plane) waitPort(ctx context.Context, name string, port int) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	err := cloud.Poll(ctx, 100*time.Millisecond, name+" at "+address, func() (bool, error) {
@@ -211,7 +216,7 @@ func (p *Plane) waitPort(ctx context.Context, name string, port int) error {
 
 // waitLine waits until the daemon's log, from the given size on, holds the text.
 func (p *Plane) waitLine(ctx context.Context, name, text string) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return cloud.Poll(ctx, 100*time.Millisecond, name+" to say "+text, func() (bool, error) {
 		log, err := os.ReadFile(p.path("log", name+".log"))

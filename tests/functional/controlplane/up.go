@@ -288,7 +288,7 @@ func (p *Plane) waitNetworkAgents(ctx context.Context) error {
 	if err := errors.Join(p.waitPort(ctx, "keystone", 5000), p.waitPort(ctx, "neutron-server", 9696)); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	admin, err := p.Admin(ctx)
 	if err != nil {
@@ -337,7 +337,7 @@ func (p *Plane) waitReady(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	admin, err := p.Admin(ctx)
 	if err != nil {

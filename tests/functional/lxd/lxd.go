@@ -109,7 +109,7 @@ func (d *Daemon) prepare() error {
 }
 
 func (d *Daemon) setUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for { // until the mounts are there
 		_, err := d.command(ctx, d.Kind.daemon, "waitready", "--timeout", "30")
@@ -201,7 +201,7 @@ func (d *Daemon) Launch(ctx context.Context, alias, name string) (string, error)
 
 // Stop ends the guests and the daemon.
 func (d *Daemon) Stop(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 	defer cancel()
 	names, err := d.Run(ctx, "list", "--format", "csv", "--columns", "n")
 	for name := range strings.FieldsSeq(names) {
