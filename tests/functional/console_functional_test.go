@@ -48,7 +48,12 @@ func sitDown(t *testing.T, address string) *typist {
 	require.NoError(t, err)
 	conn.SetReadLimit(1 << 20)
 	s := &typist{t: t, conn: conn}
-	t.Cleanup(func() { _ = conn.CloseNow() })
+	t.Cleanup(func() {
+		_ = conn.CloseNow()
+		if t.Failed() {
+			t.Logf("the console has shown %q", s.seen())
+		}
+	})
 	go func() {
 		for {
 			_, b, err := conn.Read(context.Background())
@@ -77,7 +82,18 @@ func (s *typist) seen() string {
 
 func (s *typist) sees(text string, limit time.Duration) {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool { return strings.Contains(s.seen(), text) }, limit, 50*time.Millisecond, "%s\n-- seen: %q", text, s.seen())
+	require.Eventually(s.t, func() bool { return strings.Contains(s.seen(), text) }, slower*limit, 50*time.Millisecond, "the console does not show %q", text)
+}
+
+// runs types a command line and waits for its answer and, behind that, for the shell to ask again: what is typed in between may get lost.
+func (s *typist) runs(line, answer string) {
+	s.t.Helper()
+	from := len(s.seen())
+	s.types(line)
+	require.Eventually(s.t, func() bool {
+		_, behind, answered := strings.Cut(s.seen()[from:], answer)
+		return answered && strings.Contains(behind, "# ")
+	}, slower*20*time.Second, 50*time.Millisecond, "the console does not show %q and a prompt", answer)
 }
 
 func (s *typist) cutOff() bool {
@@ -99,32 +115,28 @@ func TestSerialConsole(t *testing.T) {
 	one.sees("Password:", 20*time.Second)
 	one.types("type-this")
 	one.sees("# ", 20*time.Second)
-	one.types("echo $((6*7))-$(id -u) > /proc/1/fd/1; echo $((6*7))-$(id -u)")
-	one.sees("42-0", 20*time.Second)
+	one.runs("echo $((6*7))-$(id -u) > /proc/1/fd/1; echo $((6*7))-$(id -u)", "42-0")
 	require.NotContains(t, one.seen(), "type-this", "a password is not echoed")
 	logShows(t, server.ID, "42-0", 10*time.Second) // although somebody is connected
 
 	two := sitDown(t, consoleURL(t, server.ID))
-	require.Eventually(t, one.cutOff, 10*time.Second, 50*time.Millisecond, "the second takes over")
-	two.types("echo second-$((1+1))")
-	two.sees("second-2", 20*time.Second)
+	require.Eventually(t, one.cutOff, slower*10*time.Second, 50*time.Millisecond, "the second takes over")
+	two.runs("echo second-$((1+1))", "second-2")
 
 	// The guest outlives the agent, and so does its port; a token given before is good afterwards.
 	address := consoleURL(t, server.ID)
 	restartAgent(t, syscall.SIGKILL)
-	require.Eventually(t, two.cutOff, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, two.cutOff, slower*10*time.Second, 50*time.Millisecond)
 	three := sitDown(t, address)
-	three.types("echo third-$((1+2))")
-	three.sees("third-3", 20*time.Second)
-	three.sees("# ", 20*time.Second) // or the shell does not read yet
+	three.runs("echo third-$((1+2))", "third-3")
 
 	// A user who watches a reboot keeps the console.
 	three.types("reboot")
-	require.Eventually(t, func() bool { return strings.Count(three.seen(), "login:") > 0 }, 90*time.Second, 100*time.Millisecond, "%s", three.seen())
+	three.sees("login:", 90*time.Second)
 	require.False(t, three.cutOff())
 
 	act(t, server.ID, "os-stop", nil, "SHUTOFF")
-	require.Eventually(t, three.cutOff, 30*time.Second, 100*time.Millisecond, "it ends with the guest")
+	require.Eventually(t, three.cutOff, slower*30*time.Second, 100*time.Millisecond, "it ends with the guest")
 }
 
 // logShows waits until the console log of a server has a text.
@@ -138,6 +150,7 @@ func logShows(t *testing.T, id, text string, limit time.Duration) {
 
 func TestConsoleLogLines(t *testing.T) {
 	server := boot(t, cloud.NewServer{Networks: "none"})
+	logShows(t, server.ID, "busybox: ready", 10*time.Second) // its last line
 	inside(t, server.ID, "sh", "-c", "for i in $(seq 1 30); do echo line-$i; done > /dev/console")
 	logShows(t, server.ID, "line-30", 10*time.Second)
 	log, err := shared.Admin.ConsoleLog(within(t, 10*time.Second), server.ID, 4)
