@@ -19,6 +19,7 @@ import (
 // fetched reads the server's page and returns the rate in kB/s.
 func fetched(t *testing.T, server cloud.Server, page string, bytes int) float64 {
 	t.Helper()
+	serves(t, server)
 	script := `exec 3<>/dev/tcp/` + server.IP() + `/80; printf 'GET /` + page + ` HTTP/1.0\r\n\r\n' >&3; cat <&3 | wc -c`
 	began := time.Now()
 	out, err := exec.CommandContext(within(t, time.Minute), "ip", "netns", "exec", shared.Netns(), "bash", "-c", script).CombinedOutput()

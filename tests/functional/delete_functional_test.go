@@ -53,7 +53,7 @@ func TestDeleteInAnyState(t *testing.T) {
 		"off by itself": func(t *testing.T) string {
 			t.Helper()
 			id := running(t)
-			inside(t, id, "poweroff", "-f")
+			shutDown(t, id, "poweroff", "-f")
 			return id
 		},
 		"while the agent is away": func(t *testing.T) string {

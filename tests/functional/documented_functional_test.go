@@ -190,7 +190,7 @@ mksquashfs `+tree+` rootfs.squashfs -quiet -no-progress`)
 		server := boot(t, cloud.NewServer{Image: id, Flavor: flavor})
 		require.Equal(t, "proc\nsys", inside(t, server.ID, "ls", "/dev/.lxc"), "the flavor allows nesting")
 		refused := create(t, cloud.NewServer{Image: id})
-		require.Contains(t, statusIn(t, time.Minute, refused, "ERROR").Fault.Message, "it requires nesting (requirements.nesting)")
+		require.Contains(t, errored(t, refused).Fault.Message, "it requires nesting (requirements.nesting)")
 	})
 	t.Run("split", func(t *testing.T) {
 		server := d.server(t, "Split images", "debian-12", "debian-12-metadata")

@@ -46,12 +46,7 @@ func TestExclusiveHost(t *testing.T) {
 	first := onHost("first")
 	statusIn(t, time.Minute, first, "ACTIVE")
 	require.Equal(t, strconv.Itoa(vcpus), inside(t, first, "nproc"))
-	second := onHost("second")
-	var refused cloud.Server
-	eventually(t, time.Minute, "the refusal, whose reason follows the status", func(ctx context.Context) (bool, error) {
-		refused, err = shared.Admin.Server(ctx, second)
-		return refused.Status == "ERROR" && refused.Fault != nil, err
-	})
+	refused := errored(t, onHost("second"))
 	require.Contains(t, refused.Fault.Message, "No valid host")
 	require.Empty(t, refused.Host)
 	statusIn(t, time.Minute, first, "ACTIVE")

@@ -32,7 +32,8 @@ func TestExec(t *testing.T) {
 	})
 	t.Run("terminal", func(t *testing.T) {
 		s := atTerminal(t, 33, 77, shared.Agent.ExecCommand(within(t, time.Minute), server.ID, "sh", "-c",
-			"echo $TERM; stty size; read x; echo got $x; stty size; trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 1; done"))
+			// The size comes as a signal to the command outside, what is typed behind it by another way.
+			`echo $TERM; stty size; read x; echo got $x; until [ "$(stty size)" != "33 77" ]; do sleep 0.1; done; stty size; trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 1; done`))
 		s.shows("33 77\r\n")
 		s.resize(44, 99)
 		s.types("hello\r")
@@ -108,6 +109,6 @@ func (s *seat) shows(text string) {
 		defer s.mu.Unlock()
 		return s.what.String()
 	}
-	require.Eventually(s.t, func() bool { return strings.Contains(show(), text) }, 20*time.Second, 50*time.Millisecond, "%q", text)
+	require.Eventually(s.t, func() bool { return strings.Contains(show(), text) }, slower*20*time.Second, 50*time.Millisecond, "%q", text)
 	s.t.Logf("%q", show())
 }

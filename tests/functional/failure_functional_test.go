@@ -62,15 +62,7 @@ func TestFailedBuilds(t *testing.T) {
 			want := c.server(t)
 			before := snapshot(t)
 			id := create(t, want)
-			server := statusIn(t, time.Minute, id, "ERROR")
-			// The conductor stores the fault of a server that no host took after its state.
-			eventually(t, 10*time.Second, "a fault", func(ctx context.Context) (bool, error) {
-				var err error
-				server, err = shared.Admin.Server(ctx, id)
-				return err == nil && server.Fault != nil, err
-			})
-			t.Logf("fault: %s", server.Fault.Message)
-			require.Contains(t, strings.ToLower(server.Fault.Message), c.reason)
+			require.Contains(t, strings.ToLower(errored(t, id).Fault.Message), c.reason)
 			nothingLeft(t, before)
 			remove(t, id)
 			noAllocations(t, id)

@@ -211,9 +211,19 @@ func answers(t *testing.T, server cloud.Server) {
 	})
 }
 
+// serves waits until the guest's web server takes connections: a guest answers to ping before it starts that.
+func serves(t *testing.T, server cloud.Server) {
+	t.Helper()
+	eventually(t, 30*time.Second, "connection to port 80", func(ctx context.Context) (bool, error) {
+		script := "exec 3<>/dev/tcp/" + server.IP() + "/80"
+		return exec.CommandContext(ctx, "ip", "netns", "exec", shared.Netns(), "timeout", "2", "bash", "-c", script).Run() == nil, nil
+	})
+}
+
 // httpGet reads the server's page at port 80 over TCP.
 func httpGet(t *testing.T, server cloud.Server) string {
 	t.Helper()
+	serves(t, server)
 	script := `exec 3<>/dev/tcp/` + server.IP() + `/80; printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3`
 	out, err := exec.CommandContext(within(t, 10*time.Second), "ip", "netns", "exec", shared.Netns(), "bash", "-c", script).CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -229,9 +239,9 @@ func inside(t *testing.T, id string, command ...string) string {
 }
 
 // shutDown runs reboot or poweroff in the guest, whose init may end the command, as everything else, before it has returned.
-func shutDown(t *testing.T, id, command string) {
+func shutDown(t *testing.T, id string, command ...string) {
 	t.Helper()
-	_, err := shared.Agent.Exec(within(t, 30*time.Second), id, command)
+	_, err := shared.Agent.Exec(within(t, 30*time.Second), id, command...)
 	if err != nil {
 		require.Regexp(t, "exit status (137|143)", err.Error())
 	}
@@ -296,6 +306,7 @@ func noAllocations(t *testing.T, id string) {
 func startAgent(t *testing.T) {
 	t.Helper()
 	require.NoError(t, shared.Agent.Start())
+	require.NoError(t, shared.Agent.WaitServing(within(t, time.Minute)))
 	reports := reportCount(t)
 	eventually(t, 30*time.Second, "the agent to report", func(ctx context.Context) (bool, error) {
 		return reportCount(t) > reports, shared.Plane.WaitCompute(ctx, shared.Host)
@@ -306,8 +317,8 @@ func startAgent(t *testing.T) {
 func withOptions(t *testing.T, l *lab.Lab, options string) {
 	t.Helper()
 	before := l.AgentOptions
+	t.Cleanup(func() { restartWith(t, l, before) }) // also if it does not start with them
 	restartWith(t, l, before+"\n"+options)
-	t.Cleanup(func() { restartWith(t, l, before) })
 }
 
 // restartWith starts a host's agent anew with other AgentOptions.
@@ -318,7 +329,6 @@ func restartWith(t *testing.T, l *lab.Lab, options string) {
 	require.NoError(t, l.Agent.Signal(ctx, syscall.SIGTERM))
 	l.AgentOptions = options
 	require.NoError(t, l.StartAgent(ctx))
-	require.NoError(t, l.Agent.WaitServing(ctx))
 }
 
 // killAgent ends the agent without a warning.
@@ -327,6 +337,19 @@ func killAgent(t *testing.T) {
 	err := shared.Agent.Signal(within(t, 10*time.Second), syscall.SIGKILL)
 	require.ErrorContains(t, err, "killed")
 	require.Zero(t, shared.Agent.PID())
+}
+
+// errored waits until the server is in ERROR and shows why: whoever puts it there may store the fault after the state.
+func errored(t *testing.T, id string) cloud.Server {
+	t.Helper()
+	var server cloud.Server
+	eventually(t, time.Minute, "status ERROR with a fault", func(ctx context.Context) (bool, error) {
+		var err error
+		server, err = shared.Admin.Server(ctx, id)
+		return server.Status == "ERROR" && server.TaskState == "" && server.Fault != nil, err
+	})
+	t.Logf("fault: %s", server.Fault.Message)
+	return server
 }
 
 // statusIn waits until the server has one of the statuses and no task.

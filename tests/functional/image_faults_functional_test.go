@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -64,19 +63,9 @@ func throughProxy(t *testing.T) *glanceProxy {
 		ModifyResponse: p.spoil,
 		FlushInterval:  -1,
 	})
-	before := shared.AgentOptions
-	restart := func(options string) { // also when the test has ended, and its context with it
-		ctx, cancel := context.WithTimeout(context.Background(), slower*2*time.Minute)
-		defer cancel()
-		shared.AgentOptions = options
-		require.NoError(t, shared.Agent.Signal(ctx, syscall.SIGTERM))
-		require.NoError(t, shared.StartAgent(ctx))
-	}
-	restart(before + "\n[glance]\nendpoint_override = " + server.URL + "\n")
-	t.Cleanup(func() {
-		restart(before)
-		server.Close()
-	})
+	t.Cleanup(server.Close)
+	// Until then. What the proxy holds back is not to be asked for again.
+	withOptions(t, shared, "[glance]\nendpoint_override = "+server.URL+"\n[lxc]\nimage_stall_timeout = 600\n")
 	return p
 }
 

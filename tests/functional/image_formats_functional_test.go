@@ -3,7 +3,6 @@
 package functional
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"maps"
@@ -226,16 +225,7 @@ tar -cf escape.tar --transform 's,^,../../,' -P metadata.yaml`)
 	} {
 		t.Run(name, func(t *testing.T) {
 			id := create(t, cloud.NewServer{Image: upload(t, filepath.Join(dir, c.file), c.format, c.properties)})
-			statusIn(t, time.Minute, id, "ERROR")
-			eventually(t, 10*time.Second, "a fault", func(ctx context.Context) (bool, error) {
-				server, err := shared.Admin.Server(ctx, id)
-				if err != nil || server.Fault == nil {
-					return false, err
-				}
-				t.Logf("fault: %s", server.Fault.Message)
-				require.Contains(t, server.Fault.Message, c.reason)
-				return true, nil
-			})
+			require.Contains(t, errored(t, id).Fault.Message, c.reason)
 		})
 	}
 }

@@ -4,7 +4,6 @@ package functional
 
 import (
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -14,12 +13,10 @@ import (
 // TestImageThatRequiresNesting: the image asks, the flavor allows; where it does not, the fault says so.
 func TestImageThatRequiresNesting(t *testing.T) {
 	image := upload(t, shared.Plane.BusyboxPath(), "raw", map[string]any{"requirements.nesting": "true"})
-	refused := create(t, cloud.NewServer{Image: image})
-	server, err := shared.Admin.WaitStatus(within(t, time.Minute), refused, "ERROR")
-	require.NoError(t, err)
-	require.Contains(t, server.Fault.Message+server.Fault.Details, "it requires nesting (requirements.nesting)")
+	fault := errored(t, create(t, cloud.NewServer{Image: image})).Fault
+	require.Contains(t, fault.Message+fault.Details, "it requires nesting (requirements.nesting)")
 
 	nested := flavor(t, cloud.NewFlavor{Disk: 1}, map[string]string{"lxd:nested_allowed": "true"})
-	server = boot(t, cloud.NewServer{Image: image, Flavor: nested})
+	server := boot(t, cloud.NewServer{Image: image, Flavor: nested})
 	require.Equal(t, "proc\nsys", inside(t, server.ID, "ls", "/dev/.lxc"), "what containers in it need to mount theirs")
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,13 +19,26 @@ import (
 	"github.com/compute-agent/compute-agent/tests/functional/controlplane"
 )
 
+// freeAddress is one that nobody listens at, and no connection has as its own: those have ports from 32768 on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	const first, last = 21000, 22000
+	var config net.ListenConfig
+	var err error
+	for port := first; port < last; port++ {
+		var free net.Listener
+		if free, err = config.Listen(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			require.NoError(t, free.Close())
+			return free.Addr().String()
+		}
+	}
+	require.NoError(t, err)
+	return ""
+}
+
 // TestInstanceMetrics: a scrape has a server by its names, and no more once it is gone.
 func TestInstanceMetrics(t *testing.T) {
-	var config net.ListenConfig
-	free, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := free.Addr().String()
-	require.NoError(t, free.Close())
+	address := freeAddress(t)
 	withOptions(t, shared, "[lxc]\nmetrics_listen = "+address+"\n")
 	server := boot(t, cloud.NewServer{})
 	answers(t, server)

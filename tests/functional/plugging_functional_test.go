@@ -3,7 +3,6 @@
 package functional
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -22,13 +21,7 @@ func TestPortThatIsNeverUp(t *testing.T) {
 		port, _ := blockPort(t, "down-fatal")
 		before := snapshot(t)
 		id := create(t, cloud.NewServer{Networks: cloud.OnPort(port)})
-		server := statusIn(t, time.Minute, id, "ERROR")
-		eventually(t, 10*time.Second, "a fault", func(ctx context.Context) (bool, error) {
-			var err error
-			server, err = shared.Admin.Server(ctx, id)
-			return server.Fault != nil, err
-		})
-		require.Contains(t, server.Fault.Message, "port "+port+" was not reported up within vif_plugging_timeout (3s)")
+		require.Contains(t, errored(t, id).Fault.Message, "port "+port+" was not reported up within vif_plugging_timeout (3s)")
 		require.Empty(t, leftovers(t, shared, id))
 		nothingLeft(t, before)
 		noAllocations(t, id)

@@ -28,9 +28,9 @@ func TestAgentIsReplaced(t *testing.T) {
 	t.Cleanup(func() { install(t, program) })
 	act(t, server.ID, "reboot", map[string]string{"type": "HARD"}, "ACTIVE")
 	answers(t, server)
+	logShows(t, server.ID, "busybox: ready", 10*time.Second) // its last line
 	log, err := shared.Admin.ConsoleLog(within(t, 10*time.Second), server.ID, 0)
 	require.NoError(t, err)
-	require.Contains(t, log, "busybox: ready")
 	first := processes(t, server)
 	require.Len(t, first, 2, "init and its monitor")
 

@@ -26,7 +26,7 @@ func TestShares(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(tools, "file"), []byte("tool"), 0o600))
 	require.NoError(t, os.Chown(filepath.Join(tools, "file"), 1000, 1000))
-	withAgentOptions(t, "\n[lxc]\nshares = data:"+data+", tools:"+tools+":ro\n")
+	withOptions(t, shared, "[lxc]\nshares = data:"+data+", tools:"+tools+":ro\n")
 
 	server := boot(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1}, map[string]string{
 		"lxc:share:data": "/srv/data", "lxc:share:tools": "/opt/tools",
@@ -61,7 +61,5 @@ func TestShares(t *testing.T) {
 // TestShareThatNoHostHas: the build goes back to the scheduler, which has no other host.
 func TestShareThatNoHostHas(t *testing.T) {
 	id := create(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1}, map[string]string{"lxc:share:none": "/srv"})})
-	server, err := shared.Admin.WaitStatus(within(t, time.Minute), id, "ERROR")
-	require.NoError(t, err)
-	require.Contains(t, server.Fault.Message, "none named none")
+	require.Contains(t, errored(t, id).Fault.Message, "none named none")
 }

@@ -46,8 +46,13 @@ func TestStoragePool(t *testing.T) {
 	p := twoHosts(t, "[lxc]", "extra_pools = "+pool+":dir:"+dir+":1")
 
 	ctx := within(t, time.Minute)
-	provider, inventories, err := p.there.Admin.Provider(ctx, p.there.Host)
-	require.NoError(t, err)
+	var provider string
+	var inventories map[string]cloud.Inventory
+	eventually(t, 30*time.Second, "the pool among the inventories", func(ctx context.Context) (bool, error) {
+		var err error
+		provider, inventories, err = p.there.Admin.Provider(ctx, p.there.Host)
+		return inventories[class].Total > 0, err
+	})
 	t.Logf("inventories: %+v", inventories)
 	require.Equal(t, cloud.Inventory{Total: 3, Reserved: 1, AllocationRatio: 1}, inventories[class])
 	_, of, err := p.here.Admin.Provider(ctx, p.here.Host)
@@ -100,9 +105,8 @@ func TestStoragePool(t *testing.T) {
 	} {
 		t.Run("unknown of "+name, func(t *testing.T) {
 			c.want.Networks = "none"
-			server, err := shared.Admin.WaitStatus(within(t, time.Minute), create(t, c.want), "ERROR")
-			require.NoError(t, err)
-			require.Contains(t, server.Fault.Message+server.Fault.Details, c.fault)
+			fault := errored(t, create(t, c.want)).Fault
+			require.Contains(t, fault.Message+fault.Details, c.fault)
 		})
 	}
 }

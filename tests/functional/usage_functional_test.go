@@ -56,6 +56,9 @@ func TestUsageAudit(t *testing.T) {
 	require.NoError(t, shared.Plane.TellUsage(within(t, time.Minute), shared.Host, period))
 
 	for _, id := range []string{here.ID, gone.ID} {
+		eventually(t, 30*time.Second, "nova's own notifications", func(context.Context) (bool, error) {
+			return min(len(toldUsage(t, trace, "compute.instance.exists", id)), len(toldUsage(t, trace, "instance.exists", id))) >= 2, nil
+		})
 		legacy, versioned := toldUsage(t, trace, "compute.instance.exists", id), toldUsage(t, trace, "instance.exists", id)
 		require.Len(t, legacy, 2, "one of the agent and one of nova's")
 		require.Len(t, versioned, 2)

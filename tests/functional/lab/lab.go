@@ -124,7 +124,8 @@ func (l *Lab) find(ctx context.Context) error {
 	return nil
 }
 
-// StartAgent starts the agent, which Build has made, unless it runs, and waits until the scheduler may choose its host.
+// StartAgent starts the agent, which Build has made, unless it runs, and waits until it serves and the scheduler may choose its host.
+// Nova may say that of the agent before this one, and knows a host before Placement knows what it has.
 func (l *Lab) StartAgent(ctx context.Context) error {
 	if l.Agent.PID() == 0 {
 		text, err := l.Plane.AgentConfig(l.Host, l.Agent.Dir)
@@ -138,7 +139,7 @@ func (l *Lab) StartAgent(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -150,19 +151,28 @@ func (l *Lab) StartAgent(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	return l.Plane.WaitCompute(ctx, l.Host)
+	if err := l.Agent.WaitServing(ctx); err != nil {
+		return err
+	}
+	if err := l.Plane.WaitCompute(ctx, l.Host); err != nil {
+		return err
+	}
+	return cloud.Poll(ctx, 200*time.Millisecond, "the inventories of host "+l.Host, func() (bool, error) {
+		_, inventories, err := l.Admin.Provider(ctx, l.Host)
+		return len(inventories) > 0, err
+	})
 }
 
 // StopAgent ends the agent and whatever containers it left.
 func (l *Lab) StopAgent(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	return errors.Join(l.Agent.Signal(ctx, syscall.SIGTERM), host.Purge(ctx, l.Agent.Dir))
 }
 
 // DeleteServers deletes all servers of all projects.
 func (l *Lab) DeleteServers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	admin, err := l.Plane.Admin(ctx)
 	if err != nil {
