@@ -4,6 +4,7 @@ package functional
 
 import (
 	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -121,11 +122,15 @@ func TestDiskThrottle(t *testing.T) {
 	server := boot(t, cloud.NewServer{Flavor: flavor(t, cloud.NewFlavor{Disk: 1, RAM: 256}, map[string]string{
 		"quota:disk_write_bytes_sec": strconv.Itoa(limit << 20), "quota:disk_read_bytes_sec": strconv.Itoa(2 * limit << 20),
 	})})
-	began := time.Now()
-	inside(t, server.ID, "dd", "if=/dev/zero", "of=/a", "bs=1M", "count="+strconv.Itoa(megabytes), "conv=fsync")
-	took := time.Since(began).Seconds()
-	t.Logf("written and synced: %.1f MiB/s of %d", megabytes/took, limit)
-	require.InDelta(t, megabytes/float64(limit), took, 0.35*megabytes/limit)
+	const want, deviation = megabytes / float64(limit), 0.35 * megabytes / limit
+	took := math.Inf(1)
+	for try := 0; try < 3 && took > want+deviation; try++ { // whatever else the machine does makes it slower, though not each time
+		began := time.Now()
+		inside(t, server.ID, "dd", "if=/dev/zero", "of=/a", "bs=1M", "count="+strconv.Itoa(megabytes), "conv=fsync")
+		took = min(took, time.Since(began).Seconds())
+		t.Logf("written and synced: %.1f MiB/s of %d", megabytes/took, limit)
+	}
+	require.InDelta(t, want, took, deviation)
 }
 
 // TestEphemeralRefused: a disk that cannot be made ends the build with the reason.
@@ -137,7 +142,6 @@ func TestEphemeralRefused(t *testing.T) {
 			{"boot_index": -1, "source_type": "blank", "destination_type": "local", "volume_size": 1, "guest_format": "vfat", "delete_on_termination": true},
 		},
 	})
-	server, err := shared.Admin.WaitStatus(within(t, time.Minute), id, "ERROR")
-	require.NoError(t, err)
-	require.Contains(t, server.Fault.Message+server.Fault.Details, "vfat")
+	fault := errored(t, id).Fault
+	require.Contains(t, fault.Message+fault.Details, "vfat")
 }

@@ -64,6 +64,7 @@ func TestStuckGuest(t *testing.T) {
 	out, err := shared.Agent.Exec(within(t, time.Minute), full.ID, "sh", "-c", "dd if=/dev/zero of=/large bs=1M 2>&1; echo more 2>&1 > /more; true")
 	require.NoError(t, err)
 	require.Contains(t, out, "No space left on device")
+	inside(t, full.ID, "sync") // else it does as it halts, for as long as the host's disk takes
 
 	thaw := freezeDisk(t, stuck.ID)
 	writer := shared.Agent.ExecCommand(t.Context(), stuck.ID, "sh", "-c", "echo x > /stuck")
@@ -72,20 +73,23 @@ func TestStuckGuest(t *testing.T) {
 	time.Sleep(time.Second)                 // for the write to hang
 	require.NoError(t, shared.Admin.Action(within(t, time.Minute), stuck.ID, "reboot", map[string]string{"type": "HARD"}, nil))
 
+	beside := 0 // a slow machine may not come to all of them before the kill is given up
 	for _, step := range []struct {
 		action, status string
 		args           any
 	}{{"os-stop", "SHUTOFF", nil}, {"os-start", "ACTIVE", nil}, {"reboot", "ACTIVE", map[string]string{"type": "HARD"}}} {
 		require.Less(t, act(t, full.ID, step.action, step.args, step.status), normalTime)
+		now, err := shared.Admin.Server(within(t, time.Minute), stuck.ID)
+		require.NoError(t, err)
+		if now.Status == "HARD_REBOOT" {
+			beside++
+		}
 	}
-	now, err := shared.Admin.Server(within(t, time.Minute), stuck.ID)
-	require.NoError(t, err)
-	require.Equal(t, "HARD_REBOOT", now.Status, "it is stuck all the while")
+	t.Logf("%d operations ended while the other guest was stuck", beside)
+	require.Positive(t, beside)
 	remove(t, full.ID)
 
-	now = statusIn(t, 90*time.Second, stuck.ID, "ERROR")
-	require.NotNil(t, now.Fault)
-	require.Contains(t, now.Fault.Message, "the guest's init does not die")
+	require.Contains(t, errored(t, stuck.ID).Fault.Message, "the guest's init does not die")
 	thaw()
 	eventually(t, time.Minute, "the stuck guest to end", func(ctx context.Context) (bool, error) {
 		server, err := shared.Admin.Server(ctx, stuck.ID)
