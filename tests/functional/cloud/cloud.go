@@ -181,11 +181,15 @@ func (c *Client) send(ctx context.Context, method, url string, header http.Heade
 		maps.Copy(request.Header, header)
 		request.Header.Set("Content-Type", contentType)
 		response, err = c.http.Do(request)
-		if err == nil {
+		last := streaming || try == 5
+		if err == nil && (last || response.StatusCode != http.StatusServiceUnavailable) {
 			break
 		}
-		if streaming || try == 5 || !worthRetrying(method, err) {
+		if err != nil && (last || !worthRetrying(method, err)) {
 			return nil, err
+		}
+		if err == nil { // the service could not ask Keystone who calls
+			_ = response.Body.Close()
 		}
 		select {
 		case <-ctx.Done():

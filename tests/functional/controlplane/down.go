@@ -43,7 +43,7 @@ func (p *Plane) Down(ctx context.Context) error {
 	return errors.Join(
 		firewall,
 		p.stopServices(ctx, 3*time.Second, names...),
-		p.stopServices(ctx, 20*time.Second, stores...),
+		p.stopServices(ctx, time.Minute, stores...), // which write what they have in memory, for the next Up
 		p.killAll(ctx),
 		p.restoreHost(ctx),
 		p.unmount(),
@@ -156,10 +156,11 @@ func (p *Plane) restoreHost(ctx context.Context) error {
 		if !ownLinks.MatchString(name) || slices.Contains(before.Links, name) {
 			continue
 		}
-		// The other end of a pair goes with the first.
-		if _, err := net.InterfaceByName(name); err == nil {
-			_, err := host(ctx, "ip", "link", "delete", name)
-			errs = append(errs, err)
+		// The other end of a pair goes with the first, and one whose other end was in a namespace at any moment after that.
+		if _, err := host(ctx, "ip", "link", "delete", name); err != nil {
+			if _, gone := net.InterfaceByName(name); gone == nil {
+				errs = append(errs, err)
+			}
 		}
 	}
 	for _, table := range now.Tables {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // Names that neutron's agents give to their chains and sets. Nothing of neutron's own takes them away.
@@ -26,11 +27,29 @@ func (p *Plane) cleanFirewall(ctx context.Context) error {
 	}
 	for set := range strings.FieldsSeq(sets) {
 		if neutronSet.MatchString(set) {
-			_, err := p.Run(ctx, "root", "ipset", "destroy", set)
-			errs = append(errs, err)
+			// The kernel may let go of a set some time after the last rule with it.
+			errs = append(errs, soon(ctx, func() error {
+				_, err := p.Run(ctx, "root", "ipset", "destroy", set)
+				return err
+			}))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// soon tries something for some seconds.
+func soon(ctx context.Context, do func() error) error {
+	const tries = 20
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || try == tries || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
 }
 
 // cleanTables reads what the tool (iptables, ip6tables, ebtables) saves and undoes neutron's part of it.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshot is what there is on the host, by kind.
@@ -157,7 +159,7 @@ func walk(root string, want func(string, fs.DirEntry) bool) ([]string, error) {
 	var found []string
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
 			return nil // gone meanwhile, or never there
 		case err != nil:
 			return err
@@ -183,7 +185,7 @@ func names(dir string) ([]string, error) {
 	return found, err
 }
 
-// Purge ends the containers that live below dir, for when no agent is there to do it.
+// Purge ends the containers that live below dir, for when no agent is there to do it. One that ends meanwhile is as good.
 func Purge(ctx context.Context, dir string) error {
 	all, err := containers()
 	if err != nil {
@@ -195,7 +197,7 @@ func Purge(ctx context.Context, dir string) error {
 			continue
 		}
 		out, err := exec.CommandContext(ctx, "lxc-stop", "-P", c.path, "-n", c.name, "--kill").CombinedOutput()
-		if err != nil {
+		if now, listErr := containers(); err != nil && (listErr != nil || slices.Contains(now, c)) {
 			errs = append(errs, fmt.Errorf("end container %s: %w: %s", c.name, err, out))
 		}
 	}
