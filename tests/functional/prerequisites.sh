@@ -83,12 +83,17 @@ has_go() {
 }
 
 install_go() {
-  local answer cache
+  local answer cache try
   apt install -y --no-install-recommends golang-go jq || die "cannot install golang-go"
   say "fetching Go: ${go_toolchain#*@}"
-  answer=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain") || true
-  cache=$(jq -r '.Dir // empty' <<<"$answer")
-  [ -n "$cache" ] || die "$(jq -r .Error <<<"$answer")"
+  for try in 1 2 3 4; do
+    answer=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain") || true
+    cache=$(jq -r '.Dir // empty' <<<"$answer")
+    [ -z "$cache" ] || break
+    say "$(jq -r .Error <<<"$answer") (try $try)"
+    [ $try = 4 ] || sleep $((try * 10))
+  done
+  [ -n "$cache" ] || die "cannot fetch Go"
   rm -rf "$go_dir"
   cp -a "$cache" "$go_dir"
   chmod -R a+rX "$go_dir"

@@ -184,7 +184,7 @@ func aptSettings(ctx context.Context) (string, error) {
 
 // retry runs a step that depends on the network again when it fails.
 func retry(ctx context.Context, step func() error) error {
-	const tries = 4
+	const tries = 6
 	for try := 1; ; try++ {
 		err := step()
 		if err == nil || try == tries || ctx.Err() != nil {
