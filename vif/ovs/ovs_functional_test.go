@@ -4,6 +4,7 @@ package ovs_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,7 +67,7 @@ func (o *openVSwitch) startServer() {
 	o.server = o.start("ovsdb-server", filepath.Join(o.dir, "conf.db"), "--remote=p"+o.endpoint, "--unixctl="+filepath.Join(o.dir, "db.ctl"))
 	require.Eventually(o.t, func() bool {
 		return exec.CommandContext(o.t.Context(), "ovs-vsctl", "--db="+o.endpoint, "--timeout=1", "--no-wait", "show").Run() == nil
-	}, 10*time.Second, 20*time.Millisecond, "ovsdb-server answers")
+	}, patience, 20*time.Millisecond, "ovsdb-server answers")
 }
 
 func (o *openVSwitch) startSwitchd() {
@@ -95,9 +96,21 @@ func (o *openVSwitch) stop(cmd *exec.Cmd) {
 	_ = cmd.Wait()         // killed
 }
 
+// vsctl is what ovs-vsctl says on its standard output: on the other one it warns when it was slow.
 func (o *openVSwitch) vsctl(args ...string) string {
 	o.t.Helper()
-	return strings.TrimSpace(viftest.Command(o.t, append([]string{"ovs-vsctl", "--db=" + o.endpoint, "--timeout=10"}, args...)...))
+	out, err := o.tryVsctl(args...)
+	require.NoError(o.t, err, "ovs-vsctl %v", args)
+	return out
+}
+
+func (o *openVSwitch) tryVsctl(args ...string) (string, error) {
+	args = append([]string{"--db=" + o.endpoint, "--timeout=45"}, args...)
+	out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	return strings.TrimSpace(string(out)), err
 }
 
 func (o *openVSwitch) plugger(t *testing.T, opts ovs.Options) vif.Plugger {
@@ -136,11 +149,7 @@ func ovsDevice(v vif.VIF) string {
 
 // wired checks the rows of a port and returns their identity.
 func (o *openVSwitch) wired(v vif.VIF) (string, error) {
-	get := func(args ...string) (string, error) {
-		args = append([]string{"--db=" + o.endpoint, "--timeout=10"}, args...)
-		out, err := exec.CommandContext(context.Background(), "ovs-vsctl", args...).Output() // it warns on standard error when it was slow
-		return strings.TrimSpace(string(out)), err
-	}
+	get := o.tryVsctl
 	device := ovsDevice(v)
 	br, err := get("port-to-br", device)
 	if err != nil || br != v.Bridge {
