@@ -48,7 +48,7 @@ func send(t *testing.T, from, to *viftest.Guest, address string, bytes int) floa
 	}()
 	var conn net.Conn
 	require.NoError(t, from.Run(func() (err error) {
-		conn, err = net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second)
+		conn, err = net.DialTimeout("tcp", listener.Addr().String(), 30*time.Second)
 		return err
 	}))
 	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
@@ -58,6 +58,28 @@ func send(t *testing.T, from, to *viftest.Guest, address string, bytes int) floa
 	rate := float64(bytes) / 1000 / (<-took).Seconds()
 	t.Logf("%d kB at %.0f kB/s", bytes/1000, rate)
 	return rate
+}
+
+// requireRate requires that transfers keep to a rate in kB/s: none is faster, and not all are slower, as whatever else the machine does
+// makes one.
+func requireRate(t *testing.T, want float64, from, to *viftest.Guest, address string, bytes int) {
+	t.Helper()
+	const deviation = 0.25
+	best := 0.0
+	for try := 0; try < 3 && best < want*(1-deviation); try++ {
+		best = max(best, send(t, from, to, address, bytes))
+	}
+	require.InEpsilon(t, want, best, deviation, "to %s", address)
+}
+
+// requireFast requires that one of several transfers is faster than a rate in kB/s.
+func requireFast(t *testing.T, than float64, from, to *viftest.Guest, address string, bytes int) {
+	t.Helper()
+	best := 0.0
+	for try := 0; try < 3 && best <= than; try++ {
+		best = max(best, send(t, from, to, address, bytes))
+	}
+	require.Greater(t, best, than, "to %s", address)
 }
 
 // TestBandwidth: each direction keeps to its own rate; without limits, and after they are taken away, there is none.
@@ -71,8 +93,8 @@ func TestBandwidth(t *testing.T) {
 		require.NoError(t, err)
 		[]*viftest.Guest{a, b}[i].Take(l.Peer, []string{"192.0.2.1/24", "192.0.2.2/24"}[i])
 	}
-	require.InEpsilon(t, 2000, send(t, b, a, "192.0.2.1", 4_000_000), 0.25, "to the guest")
-	require.InEpsilon(t, 1000, send(t, a, b, "192.0.2.2", 2_000_000), 0.25, "from the guest")
+	requireRate(t, 2000, b, a, "192.0.2.1", 4_000_000)
+	requireRate(t, 1000, a, b, "192.0.2.2", 2_000_000)
 
 	_, err := p.Plug(t.Context(), limited)
 	require.NoError(t, err, "again")
@@ -81,14 +103,14 @@ func TestBandwidth(t *testing.T) {
 	_, err = p.Plug(t.Context(), limited)
 	require.NoError(t, err)
 	require.Equal(t, before, viftest.Command(t, "tc", "filter", "show", "dev", limited.HostDevice(), "parent", "ffff:"))
-	require.InEpsilon(t, 8000, send(t, b, a, "192.0.2.1", 8_000_000), 0.25)
-	require.InEpsilon(t, 4000, send(t, a, b, "192.0.2.2", 6_000_000), 0.25)
+	requireRate(t, 8000, b, a, "192.0.2.1", 8_000_000)
+	requireRate(t, 4000, a, b, "192.0.2.2", 6_000_000)
 
 	limited.Bandwidth = vif.Bandwidth{}
 	_, err = p.Plug(t.Context(), limited)
 	require.NoError(t, err)
-	require.Greater(t, send(t, b, a, "192.0.2.1", 40_000_000), 16000.0)
-	require.Greater(t, send(t, a, b, "192.0.2.2", 40_000_000), 16000.0)
+	requireFast(t, 16000, b, a, "192.0.2.1", 40_000_000)
+	requireFast(t, 16000, a, b, "192.0.2.2", 40_000_000)
 	require.NoFileExists(t, "/sys/class/net/"+vif.ShapeName(limited.PortID))
 	require.NotContains(t, viftest.Command(t, "tc", "qdisc", "show", "dev", limited.HostDevice()), "htb")
 	require.NotContains(t, viftest.Command(t, "tc", "qdisc", "show", "dev", limited.HostDevice()), "ingress")
@@ -113,7 +135,7 @@ func TestBandwidthIsUnplugged(t *testing.T) {
 			require.Eventually(t, func() bool {
 				_, err := os.Lstat("/sys/class/net/" + v.HostDevice())
 				return os.IsNotExist(err)
-			}, 10*time.Second, 10*time.Millisecond)
+			}, time.Minute, 10*time.Millisecond)
 			_, err := p.Plug(t.Context(), v) // a new pair, led to the device that is still there
 			require.NoError(t, err)
 			require.Contains(t, viftest.Command(t, "tc", "filter", "show", "dev", v.HostDevice(), "parent", "ffff:"), vif.ShapeName(v.PortID))
