@@ -50,7 +50,7 @@ func newStore(t *testing.T, dir string) *store {
 }
 
 func (s *store) command(args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Minute)
 	s.t.Cleanup(cancel)
 	return exec.CommandContext(ctx, s.binary, append(append([]string{"image"}, args...), "--config-file", s.config)...)
 }

@@ -62,7 +62,7 @@ func newDriver(t *testing.T, change ...func(*Options)) *Driver {
 
 func clean(t *testing.T, d *Driver) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	specs, err := d.List(ctx)
 	require.NoError(t, err)
@@ -172,6 +172,6 @@ func started(t *testing.T, d *Driver, nics []driver.NIC, change ...func(*driver.
 	require.Eventually(t, func() bool {
 		log, err := d.ConsoleLog(t.Context(), spec.UUID, 4096)
 		return err == nil && strings.Contains(string(log), drivertest.BootLine)
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	return spec
 }

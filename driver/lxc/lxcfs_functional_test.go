@@ -49,7 +49,7 @@ func startLXCFS(t *testing.T, mount string) (kill, unmount func()) {
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(filepath.Join(mount, "proc", "uptime"))
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond, "lxcfs does not start, see %s", log.Name())
+	}, time.Minute, 10*time.Millisecond, "lxcfs does not start, see %s", log.Name())
 	return kill, unmount
 }
 
@@ -77,12 +77,12 @@ func TestFunctionalLXCFS(t *testing.T) {
 	late := started(t, d, nil)
 	require.False(t, served(t, d, late.UUID))
 	unmount()
-	require.Eventually(t, func() bool { return mountedAt(mount) == "" }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return mountedAt(mount) == "" }, 10*time.Second, time.Millisecond)
 
 	_, _ = startLXCFS(t, mount)
 	again := time.Now()
 	for _, s := range []driver.Spec{plain, late} {
-		require.Eventually(t, func() bool { return served(t, d, s.UUID) }, 30*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return served(t, d, s.UUID) }, 2*time.Minute, 10*time.Millisecond)
 	}
 	t.Logf("guests see lxcfs again after %s", time.Since(again).Round(10*time.Millisecond))
 	requireOwnView(t, d, plain.UUID)
@@ -118,7 +118,7 @@ func TestFunctionalLXCFSWithoutAgent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1) // one end
 	go func() { ended <- agent.Run(ctx) }()
-	require.Eventually(t, func() bool { return served(t, d, s.UUID) }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return served(t, d, s.UUID) }, 2*time.Minute, 10*time.Millisecond)
 	cancel()
 	require.NoError(t, <-ended)
 	requireOwnView(t, d, s.UUID)
@@ -138,7 +138,7 @@ func TestFunctionalLXCFSHangs(t *testing.T) {
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
-	require.Eventually(t, func() bool { return strings.HasPrefix(status(pid, "State"), "T") }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.HasPrefix(status(pid, "State"), "T") }, 20*time.Second, time.Millisecond)
 	goOn := func() { _ = unix.Kill(pid, unix.SIGCONT) } // twice, once of them to one that goes on
 	t.Cleanup(goOn)
 
@@ -147,15 +147,16 @@ func TestFunctionalLXCFSHangs(t *testing.T) {
 	for range 2 {
 		began := time.Now()
 		require.Equal(t, lxcfsRetry, k.look(t.Context()))
-		require.Less(t, time.Since(began), 5*time.Second)
+		require.Less(t, time.Since(began), 20*time.Second)
 	}
 	late := started(t, d, nil)
 	require.False(t, served(t, d, late.UUID))
 	goOn()
+	d.lxcfsServer.limit, k.timeout = lxcfsTimeout, lxcfsTimeout // a busy machine may not do it in what is enough to show that it hangs
 	require.Eventually(t, func() bool {
 		k.look(t.Context())
 		return served(t, d, s.UUID)
-	}, 30*time.Second, 20*time.Millisecond)
+	}, 2*time.Minute, 20*time.Millisecond)
 }
 
 // served tells whether a running guest's files are served, by a look from the host: nothing has to be started in the guest for it.

@@ -19,8 +19,8 @@ import (
 // testImages names the directory with the images of the functional tests.
 const (
 	testImages      = "COMPUTE_AGENT_TEST_IMAGES"
-	systemdBoot     = 90 * time.Second
-	systemdShutdown = 60 * time.Second
+	systemdBoot     = 5 * time.Minute // of a machine that others use, too
+	systemdShutdown = 3 * time.Minute
 )
 
 func TestFunctionalSystemd(t *testing.T) {

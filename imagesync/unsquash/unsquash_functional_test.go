@@ -111,7 +111,7 @@ func TestDeadlineAndSpace(t *testing.T) {
 	require.ErrorIs(t, Run(ctx, o), context.DeadlineExceeded)
 	o.Reserve = 1 << 62
 	require.ErrorIs(t, Run(t.Context(), o), unix.ENOSPC)
-	require.Less(t, time.Since(start), 4*time.Second)
+	require.Less(t, time.Since(start), 20*time.Second)
 	o.Reserve = 1
 	o.Program = "/does/not/exist"
 	err := Run(t.Context(), o)

@@ -56,7 +56,7 @@ func TestWatch(t *testing.T) {
 			judged := 0
 			o.Judge = func(ctx context.Context) error {
 				judged++
-				tick := time.NewTicker(20 * time.Millisecond)
+				tick := time.NewTicker(100 * time.Millisecond) // a call under way may have to wait for a processor
 				defer tick.Stop()
 				before := count(o.Target)
 				for last := -1; last != before && ctx.Err() == nil; before = count(o.Target) { // what is under way ends
@@ -69,7 +69,7 @@ func TestWatch(t *testing.T) {
 				}
 				return errTooLarge
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			require.ErrorIs(t, Run(ctx, o), errTooLarge)
 			require.Equal(t, 1, judged)
@@ -114,7 +114,7 @@ func TestOtherWriters(t *testing.T) {
 			}
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	err := Run(ctx, o)
 	close(stop)

@@ -70,11 +70,11 @@ func TestCutConnections(t *testing.T) {
 	endpoint, runs := counting()
 	startServer(t, newLab(t, serverOptions), name, "node1", endpoint)
 	client := newClient(t, newLab(t, clientOptions), name)
-	target := rpc.Target{Topic: name, Server: "node1", Timeout: 30 * time.Second}
+	target := rpc.Target{Topic: name, Server: "node1", Timeout: 2 * time.Minute}
 	_, err := client.Call(t.Context(), target, "note", map[string]any{"n": -1})
 	require.NoError(t, err)
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	stop := make(chan struct{})
 	var chaos, work sync.WaitGroup
@@ -115,7 +115,7 @@ func TestCutConnections(t *testing.T) {
 	close(stop)
 	chaos.Wait()
 	require.Zero(t, failed.Load())
-	require.Eventually(t, func() bool { return len(runs()) == messages+1 }, 15*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(runs()) == messages+1 }, time.Minute, 50*time.Millisecond)
 	for n, count := range runs() {
 		require.Equal(t, 1, count, "message %d", n)
 	}
@@ -131,7 +131,7 @@ func TestCallSurvivesBrokerAway(t *testing.T) {
 	endpoint, runs := counting()
 	startServer(t, newLab(t, through), name, "node1", endpoint)
 	client := newClient(t, newLab(t, through), name)
-	target := rpc.Target{Topic: name, Server: "node1", Timeout: 20 * time.Second}
+	target := rpc.Target{Topic: name, Server: "node1", Timeout: time.Minute}
 	_, err := client.Call(t.Context(), target, "note", map[string]any{"n": 0})
 	require.NoError(t, err)
 
@@ -159,7 +159,7 @@ func TestCallSurvivesBrokerAway(t *testing.T) {
 	start := time.Now()
 	_, err = client.Call(t.Context(), target, "note", map[string]any{"n": 3})
 	require.ErrorIs(t, err, rpc.ErrTimeout)
-	require.Less(t, time.Since(start), 3*time.Second)
+	require.Less(t, time.Since(start), 10*time.Second)
 	require.NotContains(t, err.Error(), labOptions(t).Hosts[0].Password)
 	p.up()
 }
@@ -189,8 +189,8 @@ func TestStalledBroker(t *testing.T) {
 	p.cut() // what was held back never arrives
 	p.resume()
 	require.NoError(t, <-done)
-	require.Less(t, time.Since(start), 12*time.Second)
-	require.Eventually(t, func() bool { return len(runs()) == 2 }, 5*time.Second, 20*time.Millisecond)
+	require.Less(t, time.Since(start), 25*time.Second)
+	require.Eventually(t, func() bool { return len(runs()) == 2 }, 20*time.Second, 20*time.Millisecond)
 	require.Equal(t, 1, runs()[1])
 }
 
@@ -213,7 +213,7 @@ func TestCloseOfStalledTransport(t *testing.T) {
 	stop()
 	require.NoError(t, <-ran)
 	tr.Close()
-	require.Less(t, time.Since(start), 6*time.Second)
+	require.Less(t, time.Since(start), 20*time.Second)
 	require.ErrorIs(t, tr.Publish(t.Context(), rpc.Message{}), rpc.ErrClosed)
 	require.ErrorIs(t, tr.Consume(t.Context(), rpc.Subscription{}), rpc.ErrClosed)
 }
@@ -229,7 +229,7 @@ func TestReplyQueueIsDeclaredAgain(t *testing.T) {
 	var replyQueue atomic.Value
 	client := rpc.NewClient(spy{tr, func(q rpc.Queue) { replyQueue.Store(q.Name) }}, rpc.ClientOptions{Exchange: name})
 	t.Cleanup(client.Close)
-	target := rpc.Target{Topic: name, Server: "node1", Timeout: 10 * time.Second}
+	target := rpc.Target{Topic: name, Server: "node1", Timeout: 30 * time.Second}
 	for i := range 3 {
 		_, err := client.Call(t.Context(), target, "echo", map[string]any{"arg": i})
 		require.NoError(t, err)
@@ -284,7 +284,7 @@ func TestFanoutQueueLifecycle(t *testing.T) {
 		<-s.Ready()
 	}
 	require.NoError(t, client.Fanout(t.Context(), rpc.Target{Topic: name}, "m", nil))
-	require.Eventually(t, func() bool { return seen.Load() == 2 }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return seen.Load() == 2 }, 20*time.Second, 10*time.Millisecond)
 	stop()
 	servers.Wait()
 	require.Len(t, fanouts, 2)
@@ -303,7 +303,7 @@ func TestFanoutQueueLifecycle(t *testing.T) {
 	require.NoError(t, client.Cast(t.Context(), rpc.Target{Topic: name, Server: "node1"}, "m", nil))
 	seen.Store(0)
 	startServer(t, newLab(t, o), name, "node1", e)
-	require.Eventually(t, func() bool { return seen.Load() == 1 }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return seen.Load() == 1 }, 20*time.Second, 10*time.Millisecond)
 }
 
 type spyAll struct {
@@ -361,7 +361,7 @@ func TestRefusedDeclarationIsRetried(t *testing.T) {
 	}))
 	select {
 	case <-s.Ready():
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Error("not ready after the obstacle was removed")
 	}
 	stop()
@@ -394,7 +394,7 @@ func TestMandatoryAndAttempts(t *testing.T) {
 	start := time.Now()
 	err := tr.Publish(t.Context(), rpc.Message{RoutingKey: name, Body: []byte(`{}`), Attempts: 2})
 	require.ErrorContains(t, err, "after 2 attempts")
-	require.Less(t, time.Since(start), 10*time.Second)
+	require.Less(t, time.Since(start), 30*time.Second)
 	p.up()
 	require.NoError(t, tr.Publish(t.Context(), rpc.Message{RoutingKey: name, Body: []byte(`{}`)}))
 }
@@ -409,24 +409,24 @@ func TestBlockedBroker(t *testing.T) {
 		defer cancel()
 		return tr.Publish(ctx, rpc.Message{RoutingKey: "nowhere", Body: []byte(`{}`)})
 	}
-	require.NoError(t, publish(5*time.Second))
+	require.NoError(t, publish(20*time.Second))
 	require.Equal(t, 1, p.accepted())
 	s, err := tr.publish.session(t.Context(), false)
 	require.NoError(t, err)
 
 	p.hold()
 	early := make(chan error, 1) // written before the announcement, confirmed after the end of the alarm
-	go func() { early <- publish(20 * time.Second) }()
+	go func() { early <- publish(time.Minute) }()
 	time.Sleep(100 * time.Millisecond)
 	p.inject(blockedFrame("low on memory"))
-	require.Eventually(t, s.blocked.Load, 2*time.Second, 5*time.Millisecond)
+	require.Eventually(t, s.blocked.Load, 10*time.Second, 5*time.Millisecond)
 	start := time.Now()
 	err = publish(4 * time.Second) // longer than every watchdog
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorIs(t, err, errBlocked)
 	require.GreaterOrEqual(t, time.Since(start), 4*time.Second)
 	late := make(chan error, 1)
-	go func() { late <- publish(20 * time.Second) }()
+	go func() { late <- publish(time.Minute) }()
 	require.NoError(t, s.err())
 	p.resume()
 	p.inject(unblockedFrame())
@@ -459,7 +459,7 @@ func TestFailover(t *testing.T) {
 	dead := o.Hosts[0]
 	dead.Port = 1 // nobody listens there
 	o.Hosts = []Host{dead, o.Hosts[0], dead}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	tr, err := Dial(ctx, o)
 	require.NoError(t, err)
@@ -469,7 +469,7 @@ func TestFailover(t *testing.T) {
 func TestDialErrorsNameTheCause(t *testing.T) {
 	o := labOptions(t)
 	o.Hosts[0].Password = "wrong-secret"
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second) // brokers take 3 s to refuse
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second) // brokers take 3 s to refuse
 	defer cancel()
 	_, err := Dial(ctx, o)
 	require.ErrorContains(t, err, "password")
@@ -477,7 +477,7 @@ func TestDialErrorsNameTheCause(t *testing.T) {
 
 	o = labOptions(t)
 	o.VirtualHost = "no-such-vhost"
-	ctx, cancel = context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
 	_, err = Dial(ctx, o)
 	require.ErrorContains(t, err, "vhost")
@@ -521,7 +521,7 @@ func TestQueueTypes(t *testing.T) {
 			require.NoError(t, err)
 			require.JSONEq(t, `1`, string(got))
 			require.NoError(t, client.Fanout(t.Context(), rpc.Target{Topic: name}, "fan", nil))
-			require.Eventually(t, func() bool { return fanned.Load() == 1 }, 10*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return fanned.Load() == 1 }, 30*time.Second, 20*time.Millisecond)
 		})
 	}
 }

@@ -31,7 +31,7 @@ func labOptions(t testing.TB) Options {
 	t.Helper()
 	o, err := ParseURL(brokerURL())
 	require.NoError(t, err)
-	conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(t.Context(), "tcp", o.Hosts[0].Address())
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", o.Hosts[0].Address())
 	if err != nil {
 		if os.Getenv("COMPUTE_AGENT_FUNCTIONAL") == "1" {
 			t.Fatalf("need a RabbitMQ broker at %s: %v", o.Hosts[0].Address(), err)
@@ -112,7 +112,7 @@ func startServer(t testing.TB, tr rpc.Transport, exchange, host string, e rpc.En
 	})
 	select {
 	case <-s.Ready():
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("server is not ready")
 	}
 	return s
@@ -120,7 +120,7 @@ func startServer(t testing.TB, tr rpc.Transport, exchange, host string, e rpc.En
 
 func newClient(t testing.TB, tr rpc.Transport, exchange string) *rpc.Client {
 	t.Helper()
-	c := rpc.NewClient(tr, rpc.ClientOptions{Exchange: exchange, Timeout: 20 * time.Second})
+	c := rpc.NewClient(tr, rpc.ClientOptions{Exchange: exchange, Timeout: time.Minute})
 	t.Cleanup(c.Close)
 	return c
 }

@@ -30,11 +30,11 @@ func TestCallBetweenTransports(t *testing.T) {
 func TestConductorPing(t *testing.T) {
 	client := newClient(t, newLab(t, labOptions(t)), "nova")
 	ctx := reqctx.With(t.Context(), reqctx.Admin())
-	got, err := client.Call(ctx, rpc.Target{Topic: "conductor", Namespace: "baseapi", Version: "1.0", Timeout: 10 * time.Second},
+	got, err := client.Call(ctx, rpc.Target{Topic: "conductor", Namespace: "baseapi", Version: "1.0", Timeout: time.Minute},
 		"ping", map[string]any{"arg": "1.21 GigaWatts"})
 	require.NoError(t, err)
 	require.JSONEq(t, `{"service": "conductor", "arg": "1.21 GigaWatts"}`, string(got))
-	got, err = client.Call(ctx, rpc.Target{Topic: "conductor", Version: "3.0", Timeout: 10 * time.Second}, "object_class_action_versions", map[string]any{
+	got, err = client.Call(ctx, rpc.Target{Topic: "conductor", Version: "3.0", Timeout: time.Minute}, "object_class_action_versions", map[string]any{
 		"objname": "Service", "objmethod": "get_minimum_version", "object_versions": map[string]string{"Service": "1.22"},
 		"args": []any{"nova-conductor"}, "kwargs": map[string]any{},
 	})

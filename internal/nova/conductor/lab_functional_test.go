@@ -37,7 +37,7 @@ func labClient(t *testing.T) *Client {
 		}
 		t.Skipf("need a Nova control plane behind %s: %v", o.Hosts[0].Address(), why)
 	}
-	conn, err := net.DialTimeout("tcp", o.Hosts[0].Address(), 2*time.Second)
+	conn, err := net.DialTimeout("tcp", o.Hosts[0].Address(), 10*time.Second)
 	if err != nil {
 		missing(err)
 	}
@@ -45,11 +45,11 @@ func labClient(t *testing.T) *Client {
 	transport, err := rabbit.Dial(t.Context(), o)
 	require.NoError(t, err)
 	t.Cleanup(transport.Close)
-	client := rpc.NewClient(transport, rpc.ClientOptions{Timeout: 20 * time.Second})
+	client := rpc.NewClient(transport, rpc.ClientOptions{Timeout: time.Minute})
 	t.Cleanup(client.Close)
 	c := New(client, release.Oldest())
 	ping := pingTarget
-	ping.Timeout = 5 * time.Second
+	ping.Timeout = 30 * time.Second
 	if _, err := client.Call(t.Context(), ping, "ping", map[string]any{"arg": "x"}); err != nil {
 		missing(err)
 	}
@@ -110,7 +110,7 @@ func TestLabService(t *testing.T) {
 func destroy(t *testing.T, c *Client, o object.Object, class string) {
 	t.Helper()
 	g := &object.Generic{Header: o.Head().Clone()} // all fields: the conductor tells of it
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 	defer cancel()
 	_, _, err := c.action(reqctx.With(ctx, reqctx.Admin()), g, class, "destroy", nil, nil)
 	require.NoError(t, err)

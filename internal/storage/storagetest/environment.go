@@ -59,10 +59,10 @@ func Leftovers(t testing.TB, dir string) Left {
 		t.Log("another program has copied these mounts into a namespace of its own; loop devices are not counted")
 		return left
 	}
-	// The kernel releases a loop device a moment after its last user has gone, later if it has many files to forget.
+	// The kernel releases a loop device a moment after its last user has gone, later if it has many files to forget or to write.
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
-	for range 500 {
+	for range 5000 {
 		left.Loops = ""
 		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		require.NoError(t, err)
@@ -71,7 +71,7 @@ func Leftovers(t testing.TB, dir string) Left {
 				left.Loops += f + ": " + string(name)
 			}
 		}
-		if left.Loops == "" {
+		if left.Loops == "" || left.Mounts != "" { // what is mounted is not released
 			break
 		}
 		<-again.C
