@@ -23,11 +23,7 @@ FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 # tells of it in any case; when more than six fail, subtests counted, none is. Unit tests have no such excuse.
 GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
-AGAINST_PLANE = COMPUTE_AGENT_FUNCTIONAL=1 $(GOTESTSUM) --format standard-$(1) --rerun-fails=1 --rerun-fails-max-failures=6 \
-  --jsonfile $(BIN)/tests.json --post-run-command '$(REPORT) -of $(BIN)/tests.json' --packages '$(2)' -- -tags functional -count=1
-
-# Ends with what has failed, in few lines: the end of a long run is what is seen of it.
-REPORT := go run ./tests/functional/report
+AGAINST_PLANE = COMPUTE_AGENT_FUNCTIONAL=1 $(GOTESTSUM) --format standard-$(1) --rerun-fails=1 --rerun-fails-max-failures=6 --packages '$(2)' -- -tags functional -count=1
 
 .PHONY: help build test check unit race fuzz-short corpus lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-agent bench-disks bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
@@ -45,7 +41,7 @@ test: prerequisites check functional ## everything: unit, contract, race, and fu
 check: ## what needs neither root nor a control plane: vet, unit and contract tests with the race detector
 	go vet ./...
 	go vet -tags functional ./tests/...
-	$(REPORT) -race ./...
+	go test -race ./...
 
 unit: ## unit and contract tests, without the race detector
 	go test ./...
@@ -90,19 +86,19 @@ functional-epoxy functional-hibiscus: functional-%:
 
 # These need a control plane that is up. Their time is for a machine that others use, too.
 functional-packages: $(GOTESTSUM)
-	$(call AGAINST_PLANE,quiet,$(shell find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)) -p 1 -timeout 45m
+	$(call AGAINST_PLANE,quiet,$(shell find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)) -p 1 -timeout 30m
 
 functional-clients: $(GOTESTSUM) # of the packages, those that speak with the control plane
 	$(call AGAINST_PLANE,quiet,./rpc/rabbit ./internal/nova/conductor ./internal/openstack/...) -p 1 -timeout 20m
 
 functional-linuxbridge: $(GOTESTSUM)
-	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 120m -skip '^TestIncus$$'
+	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 70m -skip '^TestIncus$$'
 
 functional-all: $(GOTESTSUM)
-	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 150m -skip '^TestIncus$$'
+	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 90m -skip '^TestIncus$$'
 
 functional-ovs: $(GOTESTSUM)
-	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 45m -run '^Test(Boot|Ports|Reboot)'
+	$(call AGAINST_PLANE,verbose,./tests/functional) -timeout 20m -run '^Test(Boot|Ports|Reboot)'
 
 functional-incus: prerequisites ## images to and from a real Incus, out of the backports to Debian 12; LXD is among the functional tests
 	tests/functional/prerequisites.sh tests
