@@ -190,7 +190,7 @@ func (c *openConsole) Write(p []byte) (int, error) {
 			return written, io.ErrClosedPipe
 		}
 		n, err := unix.Write(c.terminal, p[written:min(len(p), written+typedAtOnce)])
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) { // somebody else may have typed meanwhile
 			return written, fmt.Errorf("type at console: %w", err)
 		}
 		written += max(n, 0)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +82,38 @@ func TestResolveIn(t *testing.T) {
 		}
 		require.NoError(t, err, path)
 		require.Equal(t, want, got, path)
+	}
+}
+
+// TestResolveBesideRenames: the kernel gives a path with ".." up when anything is renamed meanwhile, wherever that is.
+func TestResolveBesideRenames(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "mnt"), 0o755))
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	require.NoError(t, err)
+	defer unix.Close(root)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "a"), nil, 0o600))
+	go func() {
+		defer close(stopped)
+		for a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b"); ; a, b = b, a {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(a, b)
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
+	for range 5000 {
+		got, err := resolveIn(root, strings.Repeat("mnt/../", 20)+"mnt")
+		require.NoError(t, err)
+		require.Equal(t, "mnt", got)
 	}
 }
 

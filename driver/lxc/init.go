@@ -103,14 +103,18 @@ func findInit(rootfs string) (initSystem, error) {
 	return initByContent(b), nil
 }
 
+// maxOpens bounds the attempts to open a path: any rename on the host makes one with ".." in it fail, and a guest may rename without end.
+const maxOpens = 1000
+
 // openIn opens a path below root with links resolved inside of root (openat2(2), kernel 5.6).
 func openIn(root int, name string, flags uint64) (int, error) {
-	for {
+	for attempt := 1; ; attempt++ {
 		fd, err := unix.Openat2(root, name, &unix.OpenHow{
 			Flags:   flags | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 		})
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) { // a rename raced
+		again := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
+		if !again || attempt == maxOpens {
 			return fd, err
 		}
 	}

@@ -79,7 +79,7 @@ var kernelDirs = []string{"proc", "sys", "dev"}
 
 // resolveIn gives a path below root without symbolic links. What does not exist yet is appended to its parent.
 func resolveIn(root int, path string) (string, error) {
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	fd, err := openIn(root, path, unix.O_PATH)
 	if errors.Is(err, fs.ErrNotExist) {
 		if filepath.Dir(path) == "." {
 			return path, nil

@@ -151,12 +151,17 @@ func open(f *os.File, st unix.Stat_t) (*os.File, error) {
 	return os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 }
 
+// maxOpens bounds the attempts to open a path: any rename on the host makes one with ".." in it fail (openat2(2)), and a guest may
+// rename without end.
+const maxOpens = 1000
+
 func openat2(dir *os.File, name string, flags int, resolve uint64) (*os.File, error) {
 	how := &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve} //nolint:gosec // flags are not negative
-	for {
+	for attempt := 1; ; attempt++ {
 		fd, err := unix.Openat2(int(dir.Fd()), name, how)
+		again := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
 		switch {
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR): // something was renamed meanwhile: openat2(2)
+		case again && attempt < maxOpens:
 		case err != nil:
 			return nil, err
 		default:

@@ -270,6 +270,33 @@ func TestLockThatIsHeld(t *testing.T) {
 	require.NoError(t, SetPassword(t.Context(), root, "root", "p"))
 }
 
+// TestRenamesElsewhere: the kernel gives a path with ".." up when anything is renamed meanwhile, wherever that is.
+func TestRenamesElsewhere(t *testing.T) {
+	t.Parallel()
+	root, dir := guest(t, nil)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for a, b := filepath.Join(dir, "etc/login.defs"), filepath.Join(dir, "etc/renamed"); ; a, b = b, a {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(a, b)
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
+	for range 5000 {
+		f, err := openat2(root, strings.Repeat("etc/../", 20)+"etc", unix.O_PATH, unix.RESOLVE_IN_ROOT)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+	}
+}
+
 // TestOwnerOfAGuest: the files of a guest belong to ids of its own range, and the new ones do.
 func TestOwnerOfAGuest(t *testing.T) {
 	t.Parallel()
