@@ -126,7 +126,7 @@ func TestDigestIsNotAnothersImport(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return src.opens() == 2 && waiting(s) == 3 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return src.opens() == 2 && waiting(s) == 3 }, patience, time.Millisecond)
 	close(src.block)
 	group.Wait()
 	require.Len(t, readDir(t, s.path("images")), 1)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -48,8 +47,8 @@ func TestFormats(t *testing.T) {
 			written, err := ParseMetadata(f)
 			require.NoError(t, err)
 			require.Equal(t, img.Metadata.Properties, written.Properties)
-			// The record of a content that has reached the disk is replaced in the background.
-			require.Eventually(t, func() bool { return len(readDir(t, s.path("staging"))) == 0 }, 10*time.Second, 10*time.Millisecond)
+			s.work.Wait() // the record of a content that has reached the disk is replaced in the background
+			require.Empty(t, readDir(t, s.path("staging")))
 		})
 	}
 }

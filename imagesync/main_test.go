@@ -24,6 +24,9 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
+// patience is more than anything here takes, on a busy machine too.
+const patience = time.Minute
+
 func TestMain(m *testing.M) {
 	reqctx.Log(context.Background()).Logger.SetOutput(io.Discard)
 	goleak.VerifyTestMain(m)

@@ -194,7 +194,7 @@ func TestTransfers(t *testing.T) {
 		_, err := s.Sync(t.Context(), r)
 		done <- err
 	}()
-	require.Eventually(t, func() bool { return len(s.Transfers()) == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Transfers()) == 1 }, patience, time.Millisecond)
 	got := s.Transfers()[0]
 	require.Equal(t, "image", got.ID)
 	require.Equal(t, r.Size, got.Size)
@@ -318,7 +318,7 @@ func TestCloseCancels(t *testing.T) {
 		_, err := s.Sync(t.Context(), r)
 		done <- err
 	}()
-	require.Eventually(t, func() bool { return src.opens() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return src.opens() == 1 }, patience, time.Millisecond)
 	require.NoError(t, s.Close())
 	require.Error(t, <-done)
 }

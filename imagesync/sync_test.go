@@ -40,7 +40,7 @@ func TestOneDownload(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return src.opens() == 1 && waiting(s) == 10 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return src.opens() == 1 && waiting(s) == 10 }, patience, time.Millisecond)
 	close(src.block)
 	group.Wait()
 	require.Equal(t, 1, src.opens())
@@ -107,13 +107,13 @@ func TestLeaderFails(t *testing.T) {
 		_, err := s.Sync(t.Context(), bad)
 		first <- err
 	}()
-	require.Eventually(t, denied.opened.Load, 5*time.Second, time.Millisecond)
+	require.Eventually(t, denied.opened.Load, patience, time.Millisecond)
 	second := make(chan error, 1)
 	go func() {
 		_, err := s.Sync(t.Context(), good)
 		second <- err
 	}()
-	require.Eventually(t, func() bool { return waiting(s) == 2 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return waiting(s) == 2 }, patience, time.Millisecond)
 	close(denied.release)
 	require.ErrorIs(t, <-first, errDenied)
 	require.NoError(t, <-second)

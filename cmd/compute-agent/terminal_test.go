@@ -34,7 +34,7 @@ func TestOnTerminal(t *testing.T) {
 		require.Eventually(t, func() bool {
 			size, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ)
 			return err == nil && size.Row == 56 && size.Col == 78
-		}, 10*time.Second, time.Millisecond, "it follows the user's window")
+		}, time.Minute, time.Millisecond, "it follows the user's window")
 		_, err = keyboard.WriteString("typed\r")
 		require.NoError(t, err)
 		line, err := bufio.NewReader(terminal).ReadString('\n')
@@ -46,7 +46,7 @@ func TestOnTerminal(t *testing.T) {
 	})
 	require.ErrorIs(t, err, wrong)
 	require.Equal(t, before, mode())
-	require.NoError(t, keyboard.SetReadDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, keyboard.SetReadDeadline(time.Now().Add(time.Minute)))
 	r := bufio.NewReader(keyboard)
 	for _, want := range []string{"typed\r\n", "shown\r\n"} { // the echo is the command's terminal's
 		line, err := r.ReadString('\n')

@@ -34,9 +34,9 @@ type result struct {
 	Error string `json:"error,omitempty"`
 }
 
-// render renders all items in one child. An item that ends the child is left with an
+// render renders all items in one child, within limit. An item that ends the child is left with an
 // error, as are those after it.
-func render(ctx context.Context, items []item, vars Vars) ([]result, error) {
+func render(ctx context.Context, items []item, vars Vars, limit time.Duration) ([]result, error) {
 	if len(items) == 0 {
 		return nil, nil
 	}
@@ -44,7 +44,7 @@ func render(ctx context.Context, items []item, vars Vars) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	limited, cancel := context.WithTimeout(ctx, renderTimeout)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(limited, "/proc/self/exe", childCommand)
 	cmd.Env = []string{"GOMAXPROCS=2", "GOTRACEBACK=none"}
@@ -80,7 +80,7 @@ func render(ctx context.Context, items []item, vars Vars) ([]result, error) {
 	case len(results) == len(items):
 		return results, nil
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		reason = fmt.Sprintf("not rendered within %s", renderTimeout)
+		reason = fmt.Sprintf("not rendered within %s", limit)
 	case readErr != nil:
 		reason = "not rendered: " + readErr.Error()
 	default:

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,11 +77,16 @@ func Needed(image imagesync.Image, triggers ...string) bool {
 // Apply renders the templates of the triggers and writes their files. The guest must
 // not run. Applying again writes the same files again. An error is the host's.
 func Apply(ctx context.Context, r Request) ([]Warning, error) {
+	return applyWithin(ctx, r, renderTimeout)
+}
+
+// applyWithin does so with a limit for the rendering.
+func applyWithin(ctx context.Context, r Request, limit time.Duration) ([]Warning, error) {
 	if !Needed(r.Image, r.Triggers...) {
 		return nil, nil
 	}
 	items, warnings := collect(r)
-	results, err := render(ctx, items, r.Vars)
+	results, err := render(ctx, items, r.Vars, limit)
 	if err != nil {
 		return warnings, fmt.Errorf("render templates of image %s: %w", r.Image.ID, err)
 	}

@@ -186,7 +186,7 @@ func TestPlugTimeout(t *testing.T) {
 
 func TestBuildTimeout(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(o *Options) { o.InstanceBuildTimeout = 300 * time.Millisecond })
+	w := newWorld(t, func(o *Options) { o.InstanceBuildTimeout = 3 * time.Second }) // more than what comes before takes
 	defer w.trail.block("root.create")()
 	w.build(nil)
 	w.requireOutcome(failing{fault: "instance_build_timeout"})

@@ -34,7 +34,7 @@ func TestInstanceDiagnostics(t *testing.T) {
 	require.Equal(t, "libvirt", got.Driver)
 	require.Equal(t, "fake", got.Hypervisor)
 	require.Equal(t, "linux", got.HypervisorOS)
-	require.Equal(t, 0, *got.Uptime)
+	require.InDelta(t, 0, *got.Uptime, patience.Seconds(), "its guest has just started")
 	require.Equal(t, []int{64, 100}, []int{*got.MemoryDetails.Maximum, *got.MemoryDetails.Used})
 	require.Equal(t, []int{1, 1, 1}, []int{got.NumCPUs, got.NumNICs, got.NumDisks})
 	require.Equal(t, int64(17300*time.Millisecond), *got.CPUDetails[0].Time)
@@ -74,11 +74,14 @@ func TestLegacyDiagnostics(t *testing.T) {
 	w.driver.SetUsage(uuid, someUsage)
 	answer, err := w.operate("get_diagnostics", "", nil)
 	require.NoError(t, err)
+	got := answer.(map[string]any)
+	require.InDelta(t, 0, got["uptime_seconds"], patience.Seconds(), "its guest has just started")
+	delete(got, "uptime_seconds")
 	require.Equal(t, map[string]any{
 		"cpu0_time": int64(17300 * time.Millisecond), "memory": int64(64 << 10), "memory-actual": int64(64 << 10),
-		"memory-rss": int64(100 << 10), "memory-cache": int64(20 << 10), "memory-swap": int64(4), "processes": 7, "uptime_seconds": 0,
+		"memory-rss": int64(100 << 10), "memory-cache": int64(20 << 10), "memory-swap": int64(4), "processes": 7,
 		"sda_read": int64(1), "sda_read_req": int64(2), "sda_write": int64(3), "sda_write_req": int64(4), "sda_errors": int64(0),
-	}, answer)
+	}, got)
 }
 
 func TestDiagnosticsOfOneThatDoesNotRun(t *testing.T) {

@@ -106,7 +106,7 @@ func syncThrough(t *testing.T, f *faultyGlance) (imagesync.Image, *imagesync.Sto
 	t.Helper()
 	fake := ostest.NewFake(t, map[string]http.Handler{"image": http.StripPrefix("/v2", f)})
 	images, err := imagesync.Open(imagesync.Options{
-		Dir: filepath.Join(t.TempDir(), "images"), ReserveBytes: 1, Retries: 3, RetryDelay: time.Millisecond, StallTimeout: 200 * time.Millisecond,
+		Dir: filepath.Join(t.TempDir(), "images"), ReserveBytes: 1, Retries: 3, RetryDelay: time.Millisecond, StallTimeout: time.Second,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, images.Close()) })
@@ -115,7 +115,7 @@ func syncThrough(t *testing.T, f *faultyGlance) (imagesync.Image, *imagesync.Sto
 	})})
 	sum := sha512.Sum512(f.data)
 	size := int64(len(f.data))
-	ctx, cancel := context.WithTimeout(user(t), time.Minute)
+	ctx, cancel := context.WithTimeout(user(t), patience)
 	t.Cleanup(cancel)
 	img, err := m.syncImage(ctx, &object.Image{
 		ID: "36adbebc-e44e-480c-a879-237d84122861", Size: &size, OSHashAlgo: "sha512", OSHashValue: hex.EncodeToString(sum[:]), DiskFormat: "raw", ContainerFormat: "bare",

@@ -51,8 +51,10 @@ const (
 	// uuid and imageID are those of the captured build request.
 	uuid    = "98069659-53a6-4e31-9f70-ab1e69398588"
 	imageID = "36adbebc-e44e-480c-a879-237d84122861"
-	// patience is more than anything here takes, on a busy machine too.
-	patience = 20 * time.Second
+	// patience is more than anything here takes, on a busy machine with a slow disk too.
+	patience = 2 * time.Minute
+	// pluggingTimeout is of ports whose event does come.
+	pluggingTimeout = 20 * time.Second
 )
 
 // world is a manager with everything around it.
@@ -120,7 +122,7 @@ func newWorldBeside(t testing.TB, releaseName string, other *world, change ...fu
 		plugger:   &fakePlugger{trail: trail, ports: map[string]vif.VIF{}}, sender: &fakeSender{on: true}, keys: &fakeKeys{},
 		opts: Options{
 			Host: testHost, InstanceNameTemplate: "instance-%08x", OVSBridge: "br-int", HostArch: "x86_64",
-			VIFPluggingTimeout: patience, VIFPluggingIsFatal: true, ShutdownTimeout: time.Minute, ShutdownRetryInterval: time.Second,
+			VIFPluggingTimeout: pluggingTimeout, VIFPluggingIsFatal: true, ShutdownTimeout: time.Minute, ShutdownRetryInterval: time.Second,
 			RebootTimeout: time.Minute, RunningDeletedAction: "reap", TrackInstanceChanges: true,
 			IDPool: []storage.IDRange{{Base: 1_000_000, Size: 10 * 65536}}, IDsPerInstance: 65536, FlavorPolicy: flavor.Policy{DefaultPIDs: 4096},
 		},

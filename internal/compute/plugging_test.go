@@ -3,7 +3,6 @@ package compute
 import (
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -20,7 +19,7 @@ func TestPortWithoutEvent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, func(o *Options) { o.VIFPluggingTimeout, o.VIFPluggingIsFatal = 3*time.Second, true })
+			w := newWorld(t, func(o *Options) { o.VIFPluggingTimeout, o.VIFPluggingIsFatal = pluggingTimeout, true })
 			var calls atomic.Int64
 			w.plugger.crash = func() {
 				if calls.Add(1) != c.upAfter {

@@ -13,7 +13,7 @@ import (
 
 func TestAuditUsage(t *testing.T) {
 	t.Parallel()
-	w := built(t, func(o *Options) { o.UsageAudit = usage.Settings{Enabled: true, Period: "hour"} })
+	w := built(t, func(o *Options) { o.UsageAudit = usage.Settings{Enabled: true, Period: "month"} })
 	w.nova.ClearLog()
 	require.NoError(t, w.auditUsage(t.Context()))
 	require.Equal(t, []string{"INFO compute.instance.exists"}, w.sender.all())

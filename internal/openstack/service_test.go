@@ -185,10 +185,11 @@ func TestUnreachableServices(t *testing.T) {
 		}
 	})})
 	defer close(silent)
-	options := openstack.ServiceOptions{
-		Section: "neutron", Session: fake.Pool.Session(fake.Auth("neutron", "neutron")), Types: []string{"network"}, Timeout: 50 * time.Millisecond,
-	}
-	err := fake.Pool.Service(options).Do(t.Context(), get)
+	session := fake.Pool.Session(fake.Auth("neutron", "neutron"))
+	_, err := session.Token(t.Context()) // which the time-out is for as well
+	require.NoError(t, err)
+	options := openstack.ServiceOptions{Section: "neutron", Session: session, Types: []string{"network"}, Timeout: 500 * time.Millisecond}
+	err = fake.Pool.Service(options).Do(t.Context(), get)
 	require.ErrorIs(t, err, openstack.ErrUnreachable)
 	require.ErrorContains(t, err, "[neutron] endpoint "+fake.URL+"/network of the catalog (valid_interfaces, region_name, endpoint_override): no answer within the timeout")
 
@@ -199,7 +200,7 @@ func TestUnreachableServices(t *testing.T) {
 	require.NotErrorIs(t, err, openstack.ErrUnreachable, "the caller gave up, the service may be well")
 
 	options.EndpointOverride = "http://" + closedAddress(t)
-	options.ConnectRetries, options.ConnectRetryDelay = 2, 10*time.Millisecond
+	options.ConnectRetries, options.ConnectRetryDelay, options.Timeout = 2, 10*time.Millisecond, time.Minute
 	started := time.Now()
 	err = fake.Pool.Service(options).Do(t.Context(), openstack.Request{Method: http.MethodPost, Path: "/things"})
 	require.ErrorIs(t, err, openstack.ErrUnreachable)
@@ -261,7 +262,7 @@ func TestStream(t *testing.T) {
 			for range 5 { // longer in all than the timeout
 				_, _ = io.WriteString(w, "x")
 				_ = http.NewResponseController(w).Flush()
-				time.Sleep(30 * time.Millisecond)
+				time.Sleep(500 * time.Millisecond)
 			}
 		default:
 			_, _ = io.WriteString(w, "begin")
@@ -274,7 +275,7 @@ func TestStream(t *testing.T) {
 	})})
 	defer close(stall)
 	service := fake.Pool.Service(openstack.ServiceOptions{
-		Section: "glance", Session: fake.Pool.Session(fake.Auth("glance", "glance")), Types: []string{"image"}, Timeout: 100 * time.Millisecond,
+		Section: "glance", Session: fake.Pool.Session(fake.Auth("glance", "glance")), Types: []string{"image"}, Timeout: 2 * time.Second,
 	})
 	read := func(method, path string, body io.Reader) (string, error) {
 		resp, err := service.Stream(t.Context(), openstack.Request{Method: method, Path: path, RawBody: body})

@@ -25,7 +25,8 @@ var (
 	errGone = errors.New("gone")
 )
 
-const patience = 5 * time.Second
+// patience is more than anything here takes, on a busy machine too.
+const patience = time.Minute
 
 // guests have consoles that echo.
 type guests struct {

@@ -226,7 +226,7 @@ func TestHostileGuest(t *testing.T) {
 			err := SetPassword(t.Context(), root, "root", "secret")
 			require.Error(t, err)
 			require.NotContains(t, err.Error(), "secret")
-			require.Less(t, time.Since(begin), 5*time.Second)
+			require.Less(t, time.Since(begin), time.Minute)
 			require.Equal(t, "root:x:0::::::\n", content(t, host, "shadow"))
 			require.NoFileExists(t, filepath.Join(host, "lock"))
 			require.NoFileExists(t, filepath.Join(host, ".pwd.lock"))

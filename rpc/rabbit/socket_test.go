@@ -36,40 +36,55 @@ func mute(t *testing.T) Host {
 	return Host{Name: "127.0.0.1", Port: listener.Addr().(*net.TCPAddr).Port, User: "u", Password: "s3cret"}
 }
 
+// patience is more than anything here takes, on a busy machine too.
+const patience = time.Minute
+
+// requireBetween requires that a time is d after one between two others.
+func requireBetween(t *testing.T, got, begin, end time.Time, d time.Duration) {
+	t.Helper()
+	require.False(t, got.Before(begin.Add(d)), "%s early", begin.Add(d).Sub(got))
+	require.False(t, got.After(end.Add(d)), "%s late", got.Sub(end.Add(d)))
+}
+
 func TestSocketDeadlines(t *testing.T) {
 	t.Parallel()
-	s, err := dialSocket(t.Context(), mute(t).Address(), 300*time.Millisecond, 200*time.Millisecond)
+	begin := time.Now()
+	s, err := dialSocket(t.Context(), mute(t).Address(), patience, 200*time.Millisecond)
 	require.NoError(t, err)
 	defer func() { _ = s.Close() }()
+	requireBetween(t, s.readDeadline(), begin, time.Now(), patience)
 	raw, err := s.Conn.(*net.TCPConn).SyscallConn()
 	require.NoError(t, err)
 	require.NoError(t, raw.Control(func(fd uintptr) {
 		ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
 		require.NoError(t, err)
 		require.Equal(t, 200, ms)
+		// From here on it is not to be the kernel that gives up.
+		require.NoError(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience.Milliseconds())))
 	}))
 	// What the library sets does not matter.
 	require.NoError(t, s.SetDeadline(time.Now().Add(-time.Hour)))
 	require.NoError(t, s.SetReadDeadline(time.Now().Add(-time.Hour)))
 	require.NoError(t, s.SetWriteDeadline(time.Now().Add(-time.Hour)))
 
-	start := time.Now()
+	s.handshakeEnd = time.Now().Add(100 * time.Millisecond)
 	_, err = s.Read(make([]byte, 1))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.InDelta(t, 300, time.Since(start).Milliseconds(), 250)
+	require.False(t, time.Now().Before(s.handshakeEnd))
 
 	require.NoError(t, s.establish(100*time.Millisecond))
-	start = time.Now()
+	begin = time.Now()
+	requireBetween(t, s.readDeadline(), begin, time.Now(), 200*time.Millisecond)
 	_, err = s.Read(make([]byte, 1))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.InDelta(t, 200, time.Since(start).Milliseconds(), 150)
+	require.GreaterOrEqual(t, time.Since(begin), 200*time.Millisecond)
 
 	big := make([]byte, 1<<20)
 	for err = nil; err == nil; { // until the buffers of both ends are full
 		_, err = s.Write(big)
 	}
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.Less(t, s.idle(), 5*time.Second)
+	require.Less(t, s.idle(), patience)
 }
 
 func TestOpenGivesUpOnMuteBroker(t *testing.T) {
@@ -83,7 +98,7 @@ func TestOpenGivesUpOnMuteBroker(t *testing.T) {
 		_, err := open(t.Context(), &o, h, tm, "test")
 		require.Error(t, err)
 		require.NotContains(t, err.Error(), "s3cret")
-		require.Less(t, time.Since(start), 3*time.Second)
+		require.Less(t, time.Since(start), patience)
 	}
 }
 

@@ -86,7 +86,7 @@ func (c *conn) do(ctx context.Context, fn func(ctx context.Context, s session) e
 			if conflicts++; conflicts == conflictAttempts {
 				return err
 			}
-		case isLost(err) && ctx.Err() == nil:
+		case isLost(err): // the library may say so of a context that has ended as well
 			if lostSince.IsZero() {
 				lostSince = time.Now()
 			}

@@ -49,6 +49,15 @@ func fakeServer(t *testing.T, transact func(n int) string) string {
 	return "unix:" + path
 }
 
+// mute is the endpoint of a server that takes no connection from its queue.
+func mute(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	return "tcp:" + l.Addr().String()
+}
+
 func serve(c net.Conn, transact func() string) {
 	defer c.Close()
 	dec := json.NewDecoder(c)
@@ -129,11 +138,19 @@ func TestConnRepeatsConflicts(t *testing.T) {
 
 	// The error may also come after the results, if only the commit failed.
 	c = newConn(t, fakeServer(t, func(int) string { return `[{},{"error":"constraint violation","details":"late"}]` }))
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, err = run(ctx, c)
+	attempts := 0
+	err = c.do(ctx, func(ctx context.Context, s session) error {
+		_, err := s.transact(ctx, selectOp(tableBridge, nil, "name"))
+		if attempts++; attempts == 3 {
+			cancel() // before the pause
+		}
+		return err
+	})
 	require.ErrorIs(t, err, errConflict)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 3, attempts)
 }
 
 func TestConnReportsServersErrors(t *testing.T) {
@@ -155,6 +172,7 @@ func TestConnRespectsDeadline(t *testing.T) {
 	defer close(silent)
 	for name, endpoint := range map[string]string{
 		"answers nothing": fakeServer(t, func(int) string { <-silent; return "" }),
+		"says nothing":    mute(t),
 		"is not there":    "unix:/nonexistent/db.sock",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -162,16 +180,13 @@ func TestConnRespectsDeadline(t *testing.T) {
 		_, err := run(ctx, newConn(t, endpoint))
 		cancel()
 		require.ErrorIs(t, err, context.DeadlineExceeded, name)
-		require.Less(t, time.Since(start), 5*time.Second, name)
+		require.Less(t, time.Since(start), time.Minute, name)
 	}
 }
 
 func TestConnRefusesForeignDatabase(t *testing.T) {
 	t.Parallel()
-	c := newConn(t, "bogus:thing")
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err := run(ctx, c)
+	_, err := newConn(t, "bogus:thing").session(t.Context())
 	require.ErrorContains(t, err, "[os_vif_ovs] ovsdb_connection")
 }
 

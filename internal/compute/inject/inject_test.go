@@ -1,7 +1,6 @@
 package inject
 
 import (
-	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -190,10 +189,8 @@ func TestHostileImage(t *testing.T) {
 			rootfs, host := disk(t)
 			require.NoError(t, c.prepare(rootfs, host))
 			give(t, rootfs)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
 			begin := time.Now()
-			warnings, err := Into(ctx, rootfs, ids, all)
+			warnings, err := Into(t.Context(), rootfs, ids, all)
 			require.NoError(t, err)
 			var lost []string
 			for _, w := range warnings {
@@ -202,7 +199,7 @@ func TestHostileImage(t *testing.T) {
 				require.NotContains(t, w.Err.Error(), "AAAA")
 			}
 			require.Equal(t, c.lost, lost, "%v", warnings)
-			require.Less(t, time.Since(begin), 5*time.Second)
+			require.Less(t, time.Since(begin), time.Minute)
 			untouched(t, host)
 		})
 	}

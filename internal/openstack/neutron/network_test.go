@@ -22,7 +22,7 @@ func TestAutoAllocateOnce(t *testing.T) {
 	})})
 	client := New(Options{Service: cloud.Pool.Service(openstack.ServiceOptions{
 		Section: "neutron", Session: cloud.Pool.Session(cloud.Auth("neutron", "neutron")), Types: []string{"network"},
-		Timeout: 50 * time.Millisecond, ConnectRetries: 3, ConnectRetryDelay: time.Millisecond,
+		Timeout: 2 * time.Second, ConnectRetries: 3, ConnectRetryDelay: time.Millisecond,
 	})})
 	_, err := client.autoAllocate(t.Context(), projectID)
 	require.ErrorIs(t, err, openstack.ErrUnreachable)

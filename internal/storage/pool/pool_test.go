@@ -85,7 +85,7 @@ func TestLife(t *testing.T) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return err == nil && len(left) == 0 && len(p.fresh) == 0
-	}, 5*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond) // it waits for the disk
 	cancel()
 	require.NoError(t, <-done)
 	list, err = p.List()
