@@ -2,13 +2,12 @@ package imagesync
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
-	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -152,7 +151,7 @@ func (s *Store) supplant(c content, image, boot string) error {
 	if err := os.MkdirAll(s.path("retired", boot), 0o700); err != nil {
 		return err
 	}
-	aside := s.path("retired", boot, c.Fingerprint+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
+	aside := s.path("retired", boot, c.Fingerprint+"-"+rand.Text()) // a clock may give one time twice
 	if err := os.Rename(image, aside); err != nil {
 		return err
 	}
