@@ -79,7 +79,7 @@ func TestCallersLeave(t *testing.T) {
 	}
 	leaveOne, one := start()
 	leaveTwo, two := start()
-	require.Eventually(t, func() bool { return waiting(s) == 2 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return waiting(s) == 2 && src.opens() == 1 }, patience, time.Millisecond)
 	leaveOne()
 	require.ErrorIs(t, <-one, context.Canceled)
 	require.Equal(t, 1, waiting(s), "the download goes on for the other")

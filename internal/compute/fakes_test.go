@@ -73,6 +73,13 @@ func (t *trail) block(step string) (release func()) {
 	return sync.OnceFunc(func() { close(wait) })
 }
 
+// flow lets all steps pass from now on.
+func (t *trail) flow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waits = map[string]chan struct{}{}
+}
+
 func (t *trail) has(line string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -70,7 +70,7 @@ func TestLeaveBuild(t *testing.T) {
 			require.Empty(t, local, "half a build is not left on the host")
 			require.Contains(t, w.entries(), uuid)
 
-			w.trail.waits = map[string]chan struct{}{}
+			w.trail.flow()
 			w.restarted()
 			w.plugEvents("completed")
 			w.start()
@@ -220,7 +220,7 @@ func TestLeaveUpload(t *testing.T) {
 	require.NotEqual(t, "active/-/"+testHost, w.nova.States(uuid))
 	guest, _ := w.driver.Instance(uuid)
 	require.Equal(t, driver.PowerStateRunning, guest.State)
-	w.trail.waits = map[string]chan struct{}{}
+	w.trail.flow()
 	w.restarted()
 	w.start()
 	require.Equal(t, "active", w.glance.images.field(newImage, "status"))

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -399,11 +400,13 @@ func eventually(t testing.TB, what string, is func() bool) {
 }
 
 // plugEventsOnSave has Neutron report the ports that somebody waits for when the conductor hears of the compute
-// node's usage, or of the info cache: a server that comes back has its rows already.
-func (w *world) plugEventsOnSave() {
+// node's usage, or of the info cache: a server that comes back has its rows already. It does so until the returned function is called.
+func (w *world) plugEventsOnSave() (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var reporting sync.WaitGroup
 	w.nova.On("InstanceInfoCache.save", func() {
-		w.background(w.t.Context(), func(context.Context) {
-			for range 200 {
+		reporting.Go(func() {
+			for ctx.Err() == nil {
 				waiting := w.waiters.Keys()
 				for _, key := range waiting {
 					w.waiters.Deliver(uuid, key.Name, key.Tag, "completed")
@@ -415,4 +418,9 @@ func (w *world) plugEventsOnSave() {
 			}
 		})
 	})
+	return func() {
+		w.nova.On("InstanceInfoCache.save", nil)
+		cancel()
+		reporting.Wait()
+	}
 }

@@ -73,9 +73,12 @@ func TestWatchGuests(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- w.WatchGuests(ctx) }()
 	eventually(t, "events arrive", func() bool {
-		w.driver.SetState(uuid, driver.PowerStateRunning)
+		if w.nova.States(uuid) == "stopped/-/"+testHost {
+			return true
+		}
+		w.driver.SetState(uuid, driver.PowerStateRunning) // until the first is heard of, nobody may listen yet
 		w.driver.SetState(uuid, driver.PowerStateShutdown)
-		return w.nova.States(uuid) == "stopped/-/"+testHost
+		return false
 	})
 	w.drain()
 	w.nova.ClearLog()

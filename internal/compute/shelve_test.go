@@ -73,7 +73,7 @@ func (w *world) unshelve(t testing.TB) {
 	w.trail.clear()
 	w.sender.clear()
 	w.placement.Allocate(uuid, w.Tracker.ProviderUUID(), placement.Resources{"VCPU": 1, "MEMORY_MB": 64})
-	w.plugEventsOnSave()
+	defer w.plugEventsOnSave()()
 	_, err := w.operate("unshelve_instance", object.TaskStateUnshelving, map[string]any{
 		"image": map[string]any{"id": newImage, "name": "shelved", "status": "active", "disk_format": "raw", "container_format": "bare", "min_ram": 0, "min_disk": 0, "properties": map[string]any{}},
 		"node":  testHost, "accel_uuids": []string{},

@@ -4,11 +4,13 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/compute-agent/compute-agent/internal/openstack"
 	"github.com/compute-agent/compute-agent/internal/openstack/ostest"
@@ -119,14 +121,16 @@ func TestAuthenticationFailuresNameTheOption(t *testing.T) {
 	}
 }
 
-// closedAddress returns an address at which nobody listens.
+// closedAddress returns an address at which nobody listens: a port that is taken, and does not listen.
 func closedAddress(tb testing.TB) string {
 	tb.Helper()
-	var config net.ListenConfig
-	l, err := config.Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(tb, err)
-	require.NoError(tb, l.Close())
-	return l.Addr().String()
+	tb.Cleanup(func() { _ = unix.Close(fd) })
+	require.NoError(tb, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := unix.Getsockname(fd)
+	require.NoError(tb, err)
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(name.(*unix.SockaddrInet4).Port))
 }
 
 func TestWhatIsSentToKeystone(t *testing.T) {
