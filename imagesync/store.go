@@ -100,12 +100,10 @@ func (s *Store) open() error {
 	}
 	s.lock = lock
 	if err := s.sign(); err != nil {
-		_ = lock.Close()
-		return err
+		return errors.Join(err, s.unlock())
 	}
 	if err := s.recover(); err != nil {
-		_ = lock.Close()
-		return err
+		return errors.Join(err, s.unlock())
 	}
 	return nil
 }
@@ -142,7 +140,13 @@ func (s *Store) Close() error {
 	}
 	s.mu.Unlock()
 	s.work.Wait()
-	return s.lock.Close()
+	return s.unlock()
+}
+
+// unlock gives the lock free before the descriptor is closed: a program that this process is about to start has one as well,
+// until it runs, and the lock would be held until then.
+func (s *Store) unlock() error {
+	return errors.Join(unix.Flock(int(s.lock.Fd()), unix.LOCK_UN), s.lock.Close())
 }
 
 // Get returns the image known under a Glance id; false: it must be synced first.

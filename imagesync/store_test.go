@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func reopen(t *testing.T, s *Store) *Store {
@@ -252,6 +253,16 @@ func TestLocked(t *testing.T) {
 	require.ErrorIs(t, err, ErrLocked)
 	_, err = Open(Options{Dir: "relative"})
 	require.Error(t, err)
+}
+
+// TestUnlockedBesideANewChild: what a process that has been forked, and does not run its program yet, has of the lock keeps nobody out.
+func TestUnlockedBesideANewChild(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	child, err := unix.FcntlInt(s.lock.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(child)
+	reopen(t, s)
 }
 
 // TestRecovery: what crashes and power cuts leave.

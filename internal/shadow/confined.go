@@ -222,7 +222,11 @@ func lock(ctx context.Context, etc *os.File, owner unix.Stat_t) (unlock func(), 
 	for {
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 		if err == nil {
-			return func() { _ = f.Close() }, nil
+			return func() {
+				// Of its own: a program that is about to be started has the descriptor, too, until it runs.
+				_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+				_ = f.Close()
+			}, nil
 		}
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			_ = f.Close()
