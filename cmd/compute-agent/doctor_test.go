@@ -64,7 +64,7 @@ ovsdb_connection = unix:`+dir+`/nobody.sock
 
 func TestExamineSwitch(t *testing.T) {
 	t.Parallel()
-	socket := filepath.Join(t.TempDir(), "db.sock")
+	socket := socketPath(t, "db.sock")
 	listener, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	defer listener.Close()

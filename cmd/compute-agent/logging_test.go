@@ -63,7 +63,7 @@ func TestReloadLogging(t *testing.T) {
 
 func TestSyslog(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "log")
+	path := socketPath(t, "log")
 	daemon, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, daemon.Close()) }()

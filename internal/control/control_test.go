@@ -299,10 +299,13 @@ func TestSocket(t *testing.T) {
 	require.NoFileExists(t, a.path)
 
 	// kill -9 leaves the name.
-	dead, err := net.Listen("unix", a.path)
+	address, done, err := shortPath(a.path)
+	require.NoError(t, err)
+	dead, err := net.Listen("unix", address)
 	require.NoError(t, err)
 	dead.(*net.UnixListener).SetUnlinkOnClose(false)
 	require.NoError(t, dead.Close())
+	done()
 	_, err = Connect(t.Context(), a.path)
 	require.ErrorIs(t, err, ErrNoAgent)
 	a.serve()
@@ -330,6 +333,9 @@ func TestOnlyRoot(t *testing.T) {
 		}
 	}
 	require.NoError(t, os.Chmod(a.path, 0o666))
+	address, done, err := shortPath(a.path)
+	require.NoError(t, err)
+	defer done()
 	got := make(chan error, 1)
 	go func() {
 		// The thread is thrown away with its user id when the goroutine ends.
@@ -338,7 +344,7 @@ func TestOnlyRoot(t *testing.T) {
 			got <- errno
 			return
 		}
-		conn, err := net.Dial("unix", a.path)
+		conn, err := net.Dial("unix", address)
 		if err != nil {
 			got <- err
 			return

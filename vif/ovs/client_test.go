@@ -23,7 +23,7 @@ const tinySchema = `{"name":"Open_vSwitch","version":"8.0.0","tables":{"Bridge":
 // closes the connection if it returns "". It returns the endpoint.
 func fakeServer(t *testing.T, transact func(n int) string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovs") //nolint:usetesting // t.TempDir is too long for a socket's path
+	dir, err := os.MkdirTemp("/tmp", "ovs") //nolint:usetesting // t.TempDir is too long for a socket's path, and $TMPDIR may be
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "db.sock")
