@@ -134,7 +134,7 @@ func TestImageOfBuildInFlight(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(o *Options) { o.RemoveUnusedImages = true })
 	w.plugEvents("completed")
-	release := w.trail.block("root create")
+	release := w.trail.block("root.create")
 	defer release()
 	_, err := w.handler("build_and_run_instance")(user(t), w.buildArgs(nil))
 	require.NoError(t, err)
