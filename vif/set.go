@@ -14,7 +14,8 @@ import (
 type Set struct {
 	pluggers map[Kind]Plugger
 	shaper   Shaper        // nil: limits are not applied
-	locks    keylock.Locks // by port id
+	finders  []Finder      // see FindWith
+	locks    keylock.Locks // by what the names of a port's devices have in common
 }
 
 // NewSet returns a Set over pluggers; a kind without one is unsupported on this host.
@@ -42,7 +43,7 @@ func (s *Set) Plug(ctx context.Context, v VIF) (Link, error) {
 	if err := v.validate(); err != nil {
 		return Link{}, fmt.Errorf("plug port %s: %w", v.PortID, err)
 	}
-	unlock, err := s.locks.Lock(ctx, v.PortID)
+	unlock, err := s.locks.Lock(ctx, v.PortID[:min(len(v.PortID), maxDeviceName-devicePrefix)])
 	if err != nil {
 		return Link{}, fmt.Errorf("plug port %s: %w", v.PortID, err)
 	}
@@ -69,7 +70,7 @@ func (s *Set) Unplug(ctx context.Context, v VIF) error {
 	if !ok {
 		return nil // nothing here can have been plugged
 	}
-	unlock, err := s.locks.Lock(ctx, v.PortID)
+	unlock, err := s.locks.Lock(ctx, v.PortID[:min(len(v.PortID), maxDeviceName-devicePrefix)])
 	if err != nil {
 		return fmt.Errorf("unplug port %s: %w", v.PortID, err)
 	}

@@ -68,8 +68,12 @@ func HostName(portID string) string { return deviceName("tap", portID) }
 // PeerName returns the name of the guest's end while it waits on the host.
 func PeerName(portID string) string { return deviceName("tin", portID) }
 
-// maxDeviceName is where os-vif cuts names (the kernel allows 15).
-const maxDeviceName = 14
+const (
+	// maxDeviceName is where os-vif cuts names (the kernel allows 15).
+	maxDeviceName = 14
+	// devicePrefix is how long the part is that tells the devices of a port apart, such as tap and qvo.
+	devicePrefix = 3
+)
 
 func deviceName(prefix, portID string) string {
 	name := prefix + portID

@@ -178,7 +178,7 @@ func TestSetLocksPerPort(t *testing.T) {
 		require.Equal(t, 3*time.Second, time.Since(start))
 
 		start = time.Now()
-		for _, id := range []string{"00000000-0000-a", "00000000-0000-b", "00000000-0000-c"} {
+		for _, id := range []string{"0000000a-0000-4", "0000000b-0000-4", "0000000c-0000-4"} {
 			wg.Go(func() {
 				v := port("tap")
 				v.PortID = id

@@ -17,6 +17,8 @@ type Bridge struct {
 	// For the bridge of one port only: it avoids loss in migrations (os-vif bug
 	// 1715317) and would flood an ordinary bridge (bug 1837252).
 	NoAgeing bool
+	// Alias marks the bridge of one port as its instance's; "": it is nobody's alone.
+	Alias string
 }
 
 // EnsureBridge makes the bridge if it is missing: no spanning tree, no forward
@@ -45,6 +47,11 @@ func (n *Netlink) EnsureBridge(ctx context.Context, b Bridge) error {
 	}
 	if created || b.NoAgeing {
 		if err := quietBridge(b.Name); err != nil {
+			return err
+		}
+	}
+	if b.Alias != "" {
+		if err := n.mark(l, b.Alias); err != nil {
 			return err
 		}
 	}

@@ -63,8 +63,9 @@ type conn struct {
 	endpoints []string
 	dialing   keylock.Locks // one dial at a time; waiters have deadlines
 
-	mu      sync.Mutex    // guards current
+	mu      sync.Mutex    // guards the fields below
 	current client.Client // nil: not connected
+	reached bool          // there was a connection
 }
 
 // session is one connection, good until a call on it fails.
@@ -146,7 +147,7 @@ func (c *conn) session(ctx context.Context) (session, error) {
 		return session{}, &lostError{fmt.Errorf("connect to OVSDB ([os_vif_ovs] ovsdb_connection): %w", err)}
 	}
 	c.mu.Lock()
-	c.current = db
+	c.current, c.reached = db, true
 	c.mu.Unlock()
 	return session{db}, nil
 }

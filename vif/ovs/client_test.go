@@ -17,7 +17,9 @@ import (
 )
 
 // tinySchema is all that the client asks of a server before its first transaction.
-const tinySchema = `{"name":"Open_vSwitch","version":"8.0.0","tables":{"Bridge":{"isRoot":true,"columns":{"name":{"type":"string"}}}}}`
+const tinySchema = `{"name":"Open_vSwitch","version":"8.0.0","tables":{
+	"Bridge":{"isRoot":true,"columns":{"name":{"type":"string"}}},
+	"Interface":{"columns":{"name":{"type":"string"},"type":{"type":"string"},"external_ids":{"type":{"key":"string","value":"string","min":0,"max":"unlimited"}}}}}}`
 
 // fakeServer speaks as much of RFC 7047 as a client needs to connect; transact answers, or
 // closes the connection if it returns "". It returns the endpoint.

@@ -154,7 +154,7 @@ func ownerOf(v vif.VIF) owner {
 func (p *Plugger) ensureHybrid(ctx context.Context, v vif.VIF) (device string, fresh bool, err error) {
 	bridge := vif.HybridBridge(v.PortID)
 	bridgeEnd, ovsEnd := vif.HybridPair(v.PortID)
-	if err := p.nl.EnsureBridge(ctx, link.Bridge{Name: bridge, NoAgeing: true}); err != nil {
+	if err := p.nl.EnsureBridge(ctx, link.Bridge{Name: bridge, NoAgeing: true, Alias: v.InstanceID}); err != nil {
 		return "", false, err
 	}
 	fresh, err = p.nl.EnsurePatch(ctx, bridgeEnd, ovsEnd, v.MTU, v.InstanceID)
