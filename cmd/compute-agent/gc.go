@@ -22,7 +22,11 @@ of images, and the records of them. The agent asks nova about each: what is of a
 failed, is removed. What nova has on another host, or does not know at all, is told and left alone.
 
 The agent does the same by itself when it starts and every running_deleted_instance_poll_interval. It has to run: nobody
-else can tell what is about to be used.`,
+else can tell what is about to be used.
+
+This command alone also looks for network devices and ports of Open vSwitch that bear a server's UUID and are in no record
+of the agent's, as after its database was lost or restored. They may be of another compute service on the same machine:
+only a deleted server's are removed, and only while no guest uses them.`,
 		Example: `  compute-agent gc --dry-run
   compute-agent gc -f json | jq -r '.[] | select(.removed) | .instance'`,
 		Args: cobra.NoArgs,

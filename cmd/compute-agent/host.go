@@ -100,7 +100,7 @@ func (h *host) openSwitches(c *config.Config) error {
 	h.closers = append(h.closers, switches.Close)
 	h.plugger = vif.NewSet(map[vif.Kind]vif.Plugger{
 		vif.KindBridge: bridge.New(netlink), vif.KindTap: link.NewTap(netlink), vif.KindOVS: switches, vif.KindOVSHybrid: switches,
-	}).ShapeWith(link.NewShaper(netlink))
+	}).ShapeWith(link.NewShaper(netlink)).FindWith(switches, link.NewFinder(netlink)) // ports before their devices
 	return nil
 }
 

@@ -366,11 +366,15 @@ type fakePlugger struct {
 
 	crash func() // runs at the beginning of each call; nil: nothing
 
-	mu    sync.Mutex // guards ports
+	mu    sync.Mutex // guards ports and loose
 	ports map[string]vif.VIF
+	loose []vif.Marked // links beside the ports
 }
 
-var _ vif.Plugger = (*fakePlugger)(nil)
+var (
+	_ vif.Plugger = (*fakePlugger)(nil)
+	_ vif.Finder  = (*fakePlugger)(nil)
+)
 
 func (p *fakePlugger) Plug(ctx context.Context, v vif.VIF) (vif.Link, error) {
 	if p.crash != nil {
@@ -396,6 +400,44 @@ func (p *fakePlugger) Unplug(ctx context.Context, v vif.VIF) error {
 	defer p.mu.Unlock()
 	delete(p.ports, v.PortID)
 	return nil
+}
+
+// Marked finds the devices of the ports and what is loose.
+func (p *fakePlugger) Marked(ctx context.Context) ([]vif.Marked, error) {
+	if err := p.do(ctx, "find", "links"); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	marked := slices.Clone(p.loose)
+	for _, v := range p.ports {
+		marked = append(marked, vif.Marked{Instance: v.InstanceID, What: vif.MarkedDevice, Name: v.HostDevice(), InUse: true})
+	}
+	return marked, nil
+}
+
+func (p *fakePlugger) RemoveMarked(ctx context.Context, m vif.Marked) error {
+	if err := p.do(ctx, "remove link", m.Name); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loose = slices.DeleteFunc(p.loose, func(l vif.Marked) bool { return l == m })
+	return nil
+}
+
+// links are what is loose.
+func (p *fakePlugger) links() []vif.Marked {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.loose)
+}
+
+// lose makes links all that there is.
+func (p *fakePlugger) lose(links ...vif.Marked) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loose, p.ports = links, map[string]vif.VIF{}
 }
 
 func (p *fakePlugger) plugged() []string {

@@ -12,6 +12,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/internal/state"
 	"github.com/compute-agent/compute-agent/internal/storage"
+	"github.com/compute-agent/compute-agent/vif"
 )
 
 // Leftover is what there is on this host of an instance that nova does not have here.
@@ -24,44 +25,87 @@ type Leftover struct {
 	Err       error // why it could not be judged, or removed
 }
 
+// remains are what there is on this host of an instance.
+type remains struct {
+	has        []string // that this agent knows of, in words
+	references []imageReference
+	links      []vif.Marked // that no record has, whoever made them
+}
+
 // Leftovers looks for what is on this host without an instance of this host's, and removes what is nobody's unless dry. A start and
-// a periodic task do the same without being asked; this also tells what they leave alone, and why.
+// a periodic task do the same without being asked, but for links that no record has; this also tells what they leave alone, and why.
 func (m *Manager) Leftovers(ctx context.Context, dry bool) ([]Leftover, error) {
 	ctx = adminContext(ctx)
+	all, err := m.remains(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// After what there is: what has come meanwhile is no leftover.
+	here, err := m.Conductor.InstancesByHost(ctx, m.opts.Host)
+	if err != nil {
+		return nil, fmt.Errorf("list this host's instances: %w", err)
+	}
+	for _, inst := range here {
+		delete(all, inst.UUID)
+	}
+	found := []Leftover{}
+	for _, uuid := range slices.Sorted(maps.Keys(all)) {
+		r := all[uuid]
+		l := Leftover{Instance: uuid, Has: r.words()}
+		if m.judgeLeftover(reqctx.WithField(ctx, "instance", uuid), &l, r, dry) {
+			found = append(found, l)
+		}
+	}
+	return found, nil
+}
+
+// remains are what there is on this host by the instance's UUID.
+func (m *Manager) remains(ctx context.Context) (map[string]*remains, error) {
+	all := map[string]*remains{}
+	of := func(uuid string) *remains {
+		if all[uuid] == nil {
+			all[uuid] = &remains{}
+		}
+		return all[uuid]
+	}
 	traces, err := m.traces(ctx)
 	if err != nil {
 		return nil, err
+	}
+	for uuid, has := range traces {
+		of(uuid).has = has
 	}
 	ranges, err := m.DB.Ranges()
 	if err != nil {
 		return nil, err
 	}
 	for uuid := range ranges {
-		traces[uuid] = append(traces[uuid], "id range")
+		of(uuid).has = append(of(uuid).has, "id range")
 	}
 	references, err := m.imageReferences(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for uuid := range references {
-		traces[uuid] = append(traces[uuid], "use of an image")
+	for uuid, uses := range references {
+		of(uuid).has, of(uuid).references = append(of(uuid).has, "use of an image"), uses
 	}
-	// After the traces: what has come meanwhile is no leftover.
-	here, err := m.Conductor.InstancesByHost(ctx, m.opts.Host)
+	links, err := m.looseLinks(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list this host's instances: %w", err)
+		return nil, err
 	}
-	for _, inst := range here {
-		delete(traces, inst.UUID)
+	for uuid, loose := range links {
+		of(uuid).links = loose
 	}
-	found := []Leftover{}
-	for _, uuid := range slices.Sorted(maps.Keys(traces)) {
-		l := Leftover{Instance: uuid, Has: traces[uuid]}
-		if m.judgeLeftover(reqctx.WithField(ctx, "instance", uuid), &l, references[uuid], dry) {
-			found = append(found, l)
-		}
+	return all, nil
+}
+
+// words are all that there is.
+func (r *remains) words() []string {
+	words := slices.Clone(r.has)
+	for _, link := range r.links {
+		words = append(words, link.String())
 	}
-	return found, nil
+	return words
 }
 
 // localInstances are the UUIDs for which anything exists on this host.
@@ -134,7 +178,7 @@ func (m *Manager) imageReferences(ctx context.Context) (map[string][]imageRefere
 }
 
 // judgeLeftover asks nova about an instance and, unless dry, removes what is left of it; false: it is no leftover.
-func (m *Manager) judgeLeftover(ctx context.Context, l *Leftover, references []imageReference, dry bool) bool {
+func (m *Manager) judgeLeftover(ctx context.Context, l *Leftover, r *remains, dry bool) bool {
 	unlock, err := m.locks.Lock(ctx, l.Instance)
 	if err != nil {
 		l.Err = err
@@ -153,7 +197,8 @@ func (m *Manager) judgeLeftover(ctx context.Context, l *Leftover, references []i
 		l.Err = err
 		return true
 	}
-	if gone := inst.Deleted || inst.VMState == object.VMStateDeleted; !gone && inst.Host != "" {
+	gone := inst.Deleted || inst.VMState == object.VMStateDeleted
+	if !gone && inst.Host != "" {
 		l.Why = "nova has it on host " + inst.Host
 		return inst.Host != m.opts.Host // it has come meanwhile
 	}
@@ -168,15 +213,29 @@ func (m *Manager) judgeLeftover(ctx context.Context, l *Leftover, references []i
 		l.Why += "; running_deleted_instance_timeout is not over"
 		return true
 	}
-	l.Removable = true
-	if dry {
+	links, kept := r.freeLinks(gone)
+	l.Why += kept
+	l.Removable = len(r.has) > 0 || links
+	if dry || !l.Removable {
 		return true
 	}
 	reqctx.Log(ctx).Warning("removing what is left of an instance, as asked for")
-	l.Err = m.removeFromHost(ctx, l.Instance)
-	for _, r := range references {
-		l.Err = errors.Join(l.Err, m.releaseImage(r.image, r.user))
-	}
+	l.Err = m.removeRemains(ctx, l.Instance, r, links)
 	l.Removed = l.Err == nil
 	return true
+}
+
+// removeRemains removes what is left of an instance. Its links come last: a guest of this agent's has to end before.
+func (m *Manager) removeRemains(ctx context.Context, uuid string, r *remains, links bool) error {
+	var err error
+	if len(r.has) > 0 {
+		err = m.removeFromHost(ctx, uuid)
+	}
+	for _, use := range r.references {
+		err = errors.Join(err, m.releaseImage(use.image, use.user))
+	}
+	if links && err == nil {
+		err = m.removeLooseLinks(ctx, uuid)
+	}
+	return err
 }
