@@ -1,15 +1,18 @@
 package guestfile
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
@@ -202,6 +205,105 @@ func TestDiscard(t *testing.T) {
 	got, err := read(r, "/etc/secret")
 	require.NoError(t, err)
 	require.Equal(t, "the guest's", got)
+}
+
+// names are those in a directory.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	found := make([]string, 0, len(entries))
+	for _, e := range entries {
+		found = append(found, e.Name())
+	}
+	return found
+}
+
+// TestCommit: until it is committed a file has no name, or, where the file system does not know such files, none that anybody asks for. What the
+// guest has made of the name meanwhile is replaced, as far as it can be.
+func TestCommit(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		meanwhile func(t *testing.T, file string)
+		want      error
+	}{
+		{"fresh", func(*testing.T, string) {}, nil},
+		{"secret", func(*testing.T, string) {}, nil},
+		{"secret", func(t *testing.T, file string) { require.NoError(t, os.Remove(file)) }, nil},
+		{"fresh", func(t *testing.T, file string) { write(t, file, "the guest's, too") }, nil},
+		{"fresh", func(t *testing.T, file string) { require.NoError(t, unix.Mkfifo(file, 0o600)) }, nil},
+		{"fresh", func(t *testing.T, file string) { require.NoError(t, os.Symlink("secret", file)) }, nil},
+		{"fresh", func(t *testing.T, file string) { require.NoError(t, os.Mkdir(file, 0o700)) }, unix.EISDIR},
+	} {
+		for _, named := range []bool{false, true} {
+			r, dir := guest(t)
+			etc := filepath.Join(dir, "etc")
+			w, err := r.Create("/etc/"+c.name, 0o640, Attributes{})
+			require.NoError(t, err)
+			if named { // as on an overlay of an old kernel
+				require.NoError(t, w.Close())
+				require.NoError(t, r.asGuest(w.createNamed))
+				require.Len(t, names(t, etc), 2)
+			} else {
+				require.Equal(t, []string{"secret"}, names(t, etc))
+			}
+			_, err = w.WriteString("text")
+			require.NoError(t, err)
+			file := filepath.Join(etc, c.name)
+			c.meanwhile(t, file)
+			require.ErrorIs(t, w.Commit(), c.want)
+			nothingTemporary(t, dir)
+			if c.want == nil {
+				require.Regexp(t, `640 text$`, what(t, file))
+			}
+			if c.name != "secret" {
+				require.Regexp(t, `640 the guest's$`, what(t, filepath.Join(etc, "secret")))
+			}
+		}
+	}
+}
+
+// victimDir says to a run of this test's program that it is the one to be killed, and where it writes.
+const victimDir = "GUESTFILE_TEST_VICTIM"
+
+// writeForEver begins to write a new file and to replace one, tells so, and waits for its end.
+func writeForEver(dir string) {
+	f, err := os.Open(dir)
+	r := New(f, ids)
+	for _, name := range []string{"/etc/fresh", "/etc/secret"} {
+		var w *Writer
+		if err == nil {
+			w, err = r.Create(name, 0o644, Attributes{})
+		}
+		if err == nil {
+			_, err = w.WriteString("half")
+		}
+	}
+	_, _ = fmt.Fprintln(os.Stdout, "written:", err)
+	time.Sleep(time.Minute)
+	os.Exit(1)
+}
+
+// TestKilled: a process that is killed while it writes leaves nothing in the guest.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	if dir := os.Getenv(victimDir); dir != "" {
+		writeForEver(dir)
+	}
+	_, dir := guest(t)
+	victim := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestKilled$")
+	victim.Env = append(os.Environ(), victimDir+"="+dir)
+	out, err := victim.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, victim.Start())
+	said, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "written: <nil>\n", said)
+	require.NoError(t, victim.Process.Kill())
+	require.ErrorContains(t, victim.Wait(), "killed")
+	require.Equal(t, []string{"secret"}, names(t, filepath.Join(dir, "etc")))
+	require.Regexp(t, `640 the guest's$`, what(t, filepath.Join(dir, "etc/secret")))
 }
 
 func TestDirectoriesAndLinks(t *testing.T) {

@@ -156,18 +156,21 @@ func open(f *os.File, st unix.Stat_t) (*os.File, error) {
 const maxOpens = 1000
 
 func openat2(dir *os.File, name string, flags int, resolve uint64) (*os.File, error) {
-	how := &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve} //nolint:gosec // flags are not negative
-	for attempt := 1; ; attempt++ {
-		fd, err := unix.Openat2(int(dir.Fd()), name, how)
-		again := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
-		switch {
-		case again && attempt < maxOpens:
-		case err != nil:
-			return nil, err
-		default:
-			return os.NewFile(uintptr(fd), name), nil
+	fd, err := openHow(dir, name, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}) //nolint:gosec // flags are not negative
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func openHow(dir *os.File, name string, how *unix.OpenHow) (fd int, err error) {
+	for range maxOpens {
+		fd, err = unix.Openat2(int(dir.Fd()), name, how)
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
 		}
 	}
+	return fd, err
 }
 
 func describe(st unix.Stat_t) Info {

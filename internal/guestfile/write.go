@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -94,13 +95,16 @@ func mode(a Attributes, old *unix.Stat_t, otherwise fs.FileMode) uint32 {
 }
 
 // Writer is a file of the guest's that is being written. The guest sees it under its name once Commit has returned.
+//
+// Until then the file has no name at all (O_TMPFILE): nothing is left of it when the process dies, and the guest has no name to meddle with.
+// On a file system that cannot do that (an overlay before Linux 6.1) it has a name that nobody guesses, which a killed process leaves behind.
 type Writer struct {
 	*os.File
 
 	root      *Root
 	place     place
 	name      string // in the guest, for messages
-	temporary string // name in the directory
+	temporary string // name in the directory; "": none
 	uid, gid  int    // on the host
 	mode      uint32
 }
@@ -111,7 +115,7 @@ func (r *Root) Create(name string, perm fs.FileMode, a Attributes) (*Writer, err
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{root: r, place: p, name: name, temporary: fmt.Sprintf(".%.100s.%s", p.name, rand.Text())}
+	w := &Writer{root: r, place: p, name: name}
 	if err := r.asGuest(func() error { return w.create(perm, a) }); err != nil {
 		p.close()
 		return nil, wrap("write", name, err)
@@ -128,16 +132,31 @@ func (w *Writer) create(perm fs.FileMode, a Attributes) (err error) {
 		return err
 	}
 	w.mode = mode(a, old, perm)
-	how := &unix.OpenHow{
-		Flags: unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC, Mode: 0o600, Resolve: unix.RESOLVE_BENEATH,
+	w.File, err = newFile(w.place.dir, ".", w.name, unix.O_TMPFILE)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return w.createNamed()
 	}
-	fd, err := unix.Openat2(int(w.place.dir.Fd()), w.temporary, how)
-	if err != nil {
-		return err
-	}
-	w.File = os.NewFile(uintptr(fd), w.temporary)
-	return nil
+	return err
 }
+
+func (w *Writer) createNamed() (err error) {
+	w.temporary = w.place.temporary()
+	w.File, err = newFile(w.place.dir, w.temporary, w.name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW)
+	return err
+}
+
+// newFile makes a file that only its owner may open; name is what messages call it.
+func newFile(dir *os.File, at, name string, flags uint64) (*os.File, error) {
+	how := &unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC | flags, Mode: 0o600, Resolve: unix.RESOLVE_BENEATH}
+	fd, err := openHow(dir, at, how)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// temporary is a name beside p's that nobody guesses.
+func (p place) temporary() string { return fmt.Sprintf(".%.100s.%s", p.name, rand.Text()) }
 
 // regular looks at the file that is there; nil: none is.
 func (p place) regular() (*unix.Stat_t, error) {
@@ -167,12 +186,33 @@ func (w *Writer) Commit() error {
 		if err := unix.Fchmod(fd, w.mode); err != nil {
 			return err
 		}
+		if w.temporary == "" {
+			if done, err := w.link(fd, dir); done || err != nil {
+				return err
+			}
+		}
 		return unix.Renameat(dir, w.temporary, dir, w.place.name)
 	})
 	if err != nil {
 		return wrap("write", w.name, errors.Join(err, w.root.asGuest(w.discard)))
 	}
 	return wrap("write", w.name, w.Close())
+}
+
+// link gives the file its name, or, where the name is taken, a temporary one to be renamed: there is no call that replaces a file by one
+// without a name. A process that is killed right between the two leaves the temporary name.
+func (w *Writer) link(fd, dir int) (done bool, err error) {
+	self := "/proc/self/fd/" + strconv.Itoa(fd) // AT_EMPTY_PATH wants a capability
+	err = unix.Linkat(unix.AT_FDCWD, self, dir, w.place.name, unix.AT_SYMLINK_FOLLOW)
+	if !errors.Is(err, unix.EEXIST) {
+		return err == nil, err
+	}
+	temporary := w.place.temporary()
+	if err := unix.Linkat(unix.AT_FDCWD, self, dir, temporary, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return false, err
+	}
+	w.temporary = temporary
+	return false, nil
 }
 
 // Discard takes the file away again.
@@ -182,7 +222,11 @@ func (w *Writer) Discard() error {
 }
 
 func (w *Writer) discard() error {
-	return errors.Join(w.Close(), unix.Unlinkat(int(w.place.dir.Fd()), w.temporary, 0))
+	err := w.Close()
+	if w.temporary == "" {
+		return err
+	}
+	return errors.Join(err, unix.Unlinkat(int(w.place.dir.Fd()), w.temporary, 0))
 }
 
 // Mkdir makes a directory unless it is there; perm is its mode, unless a says another.

@@ -4,9 +4,11 @@ package functional
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +28,29 @@ func fileCommand(t *testing.T, stdin string, args ...string) (string, error) {
 		return stdout.String(), fmt.Errorf("%w: %s", err, stderr.String())
 	}
 	return stdout.String() + stderr.String(), nil
+}
+
+// killWhilePushing kills "compute-agent file push" when it has made the file that the guest is to have.
+func killWhilePushing(t *testing.T, target string) {
+	t.Helper()
+	cmd := shared.Agent.Command(within(t, time.Minute), "file", "push", "-", target)
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = stdin.Write(make([]byte, 1<<16))
+	require.NoError(t, err)
+	eventually(t, 20*time.Second, "the file to be written", func(context.Context) (bool, error) {
+		open, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
+		for _, fd := range open {
+			name, linkErr := os.Readlink(fd)
+			if info, statErr := os.Stat(fd); linkErr == nil && statErr == nil && strings.HasSuffix(name, " (deleted)") && info.Size() > 0 {
+				return true, nil
+			}
+		}
+		return false, err
+	})
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
 }
 
 // TestFile: files go into a guest and come out of it as the guest's own, on its root disk and on file systems that it has mounted, and
@@ -90,7 +115,10 @@ func TestFile(t *testing.T) {
 	refused("has no id 65536", "push", "--uid", "65536", "-", server.ID+"/etc/new")
 	refused("is a directory", "pull", server.ID+"/etc", local("etc"))
 	require.Equal(t, "the host's", shell(t, "cat "+local("secret")))
-	require.Empty(t, guest("find / -xdev -name '.*' -type f"), "nothing is left of copies that failed")
+	killWhilePushing(t, server.ID+"/etc/new")
+	killWhilePushing(t, server.ID+"/etc/never")
+	require.Equal(t, strconv.Itoa(len(large)), guest("stat -c %s /etc/new"))
+	require.Empty(t, guest("find / -xdev \\( -name '.*' -o -name never \\) -type f"), "nothing is left of copies that failed")
 
 	act(t, server.ID, "os-stop", nil, "SHUTOFF")
 	refused("is shut down", "pull", server.ID+"/etc/new", "-")
