@@ -60,7 +60,7 @@ func (m *Manager) startBuild(ctx context.Context, r *buildRequest, entry journal
 // start of the agent takes the build up again.
 func (m *Manager) build(ctx context.Context, r *buildRequest) (settled bool) {
 	ctx, watch := stopwatch.With(ctx)
-	err := protect(func() (err error) {
+	err := protect(ctx, func() (err error) {
 		settled, err = m.buildInTurn(ctx, r)
 		return err
 	})
@@ -142,7 +142,7 @@ func (m *Manager) doBuild(ctx context.Context, r *buildRequest) error {
 		return err
 	}
 	s := newSpawn(m, r)
-	err := protect(func() error { return m.spawnInstance(ctx, r, s) })
+	err := protect(ctx, func() error { return m.spawnInstance(ctx, r, s) })
 	if err == nil {
 		reqctx.Log(ctx).WithFields(stopwatch.Fields(ctx)).Info("instance spawned")
 		return nil
@@ -198,7 +198,7 @@ func (m *Manager) spawnInstance(ctx context.Context, r *buildRequest, s *spawn) 
 		func(ctx context.Context) error { return m.Tracker.Claim(ctx, r.Instance) },
 		func(ctx context.Context) error { return m.advanceBuild(ctx, r) },
 	} {
-		g.Go(func() error { return protect(func() error { return step(gctx) }) })
+		g.Go(func() error { return protect(gctx, func() error { return step(gctx) }) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

@@ -138,7 +138,7 @@ func (m *Manager) releaseAllocation(ctx context.Context, uuid string) error {
 // be gone before it hears of it.
 func (m *Manager) reschedule(ctx context.Context, r *buildRequest, failure error) error {
 	retry, _ := r.retry()
-	retry["exc"] = encode([]string{traceback(failure)})
+	retry["exc"] = encode([]string{exception.Traceback(failure)})
 	retry["exc_reason"] = encode(failure.Error())
 	filters := maps.Clone(r.FilterProperties)
 	filters["retry"] = encode(retry)

@@ -69,7 +69,7 @@ func (m *Manager) detached(d detachedMethod) rpc.Handler {
 
 // runDetached carries an operation out. It tells whether that has an outcome, good or bad.
 func (m *Manager) runDetached(ctx context.Context, d detachedMethod, inst *object.Instance, args rpc.Args) (settled bool) {
-	err := protect(func() error {
+	err := protect(ctx, func() error {
 		_, err := m.perform(ctx, d.op, inst, args, d.body)
 		return err
 	})
@@ -178,7 +178,7 @@ func (m *Manager) resumeElsewhere(ctx context.Context, entries map[string]journa
 		}
 		m.background(reqctx.WithField(ctx, "instance", uuid), func(ctx context.Context) {
 			defer unlock()
-			if err := protect(func() error { return m.resumeUnplaced(ctx, uuid, entry) }); err != nil {
+			if err := protect(ctx, func() error { return m.resumeUnplaced(ctx, uuid, entry) }); err != nil {
 				reqctx.Log(ctx).WithError(err).Error("interrupted operation not settled after the start")
 			}
 		})

@@ -75,7 +75,7 @@ func (e *evacuation) run(ctx context.Context) error {
 	e.claimed = true
 	g, gctx := errgroup.WithContext(ctx)
 	for _, step := range []func(context.Context) error{e.spawn.rebindNetwork, e.spawn.prepareRoot, e.advance} {
-		g.Go(func() error { return protect(func() error { return step(gctx) }) })
+		g.Go(func() error { return protect(gctx, func() error { return step(gctx) }) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

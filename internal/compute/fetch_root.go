@@ -200,7 +200,7 @@ func (m *Manager) fetchRest(ctx context.Context, rec record, fetch *transfer.Fet
 	m.running.run(func() {
 		defer close(a.done)
 		defer cancel(nil)
-		a.err = protect(func() error { return m.fetchLast(ctx, rec, fetch, done) })
+		a.err = protect(ctx, func() error { return m.fetchLast(ctx, rec, fetch, done) })
 		if a.err == nil || a.left.Load() {
 			return
 		}

@@ -40,7 +40,7 @@ func (m *Manager) cacheImages(ctx context.Context, args rpc.Args) (any, error) {
 	for _, id := range ids {
 		g.Go(func() error {
 			ctx, result := reqctx.WithField(ctx, "image_id", id), imageFailed
-			err := protect(func() (err error) {
+			err := protect(ctx, func() (err error) {
 				result, err = m.cacheImage(ctx, id)
 				return err
 			})

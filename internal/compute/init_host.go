@@ -105,7 +105,7 @@ func (m *Manager) settleInstances(
 				return // never: the context has no end
 			}
 			defer slots.Release(1)
-			if err := protect(func() error { return settle(ctx, inst) }); err != nil {
+			if err := protect(ctx, func() error { return settle(ctx, inst) }); err != nil {
 				reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
 			}
 		})

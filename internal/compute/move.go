@@ -164,7 +164,7 @@ func (m *Manager) runMove(ctx context.Context, mv *move, step moveStep) error {
 	if !mv.resumed {
 		m.startEvent(ctx, mv.inst.UUID, mv.method)
 	}
-	err = protect(func() error { return step.run(ctx, mv) })
+	err = protect(ctx, func() error { return step.run(ctx, mv) })
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errDeleted) {
 		err = cause
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
@@ -166,7 +165,7 @@ func (m *Manager) startEvent(ctx context.Context, uuid, event string) {
 func (m *Manager) finishEvent(ctx context.Context, uuid, event string, failure error) {
 	var value, trace *string
 	if failure != nil {
-		v, t := failure.Error(), traceback(failure)
+		v, t := failure.Error(), exception.Traceback(failure)
 		value, trace = &v, &t
 	}
 	err := m.Conductor.FinishEvent(context.WithoutCancel(ctx), uuid, "compute_"+event, value, trace)
@@ -181,29 +180,23 @@ func (m *Manager) recordFault(ctx context.Context, inst *object.Instance, failur
 	code, message := exception.Describe(failure)
 	fault := &object.InstanceFault{InstanceUUID: inst.UUID, Code: code, Host: m.opts.Host, Message: message}
 	if code == 500 {
-		fault.Details = traceback(failure)
+		fault.Details = exception.Traceback(failure)
 	}
 	if err := m.Conductor.CreateFault(context.WithoutCancel(ctx), fault); err != nil {
 		reqctx.Log(ctx).WithError(err).Warning("instance fault not stored")
 	}
 }
 
-// traceback gives the chain of an error in the place where Python puts a stack:
-// an operator reads it in the fault's details and in the event.
-func traceback(err error) string {
-	lines := make([]string, 0, 8)
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		lines = append(lines, fmt.Sprintf("%T: %s", e, e.Error()))
-	}
-	return strings.Join(lines, "\n")
-}
+// errPanic is a programmer's mistake. What the log says of it is no user's business.
+var errPanic = errors.New("the agent has met a fault of its own, of which its log tells")
 
 // protect runs fn and turns a panic into an error: a programmer's mistake in one
 // background operation must not end the agent under the other guests.
-func protect(fn func() error) (err error) {
+func protect(ctx context.Context, fn func() error) (err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		if p := recover(); p != nil {
+			reqctx.Log(ctx).WithField("panic", fmt.Sprint(p)).WithField("stack", string(debug.Stack())).Error("operation panicked")
+			err = errPanic
 		}
 	}()
 	return fn()

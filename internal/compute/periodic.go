@@ -76,7 +76,7 @@ func (m *Manager) runTask(ctx context.Context, t task) error {
 		}
 		tctx := reqctx.WithField(adminContext(ctx), "task", t.name)
 		began, outcome := time.Now(), "ok"
-		if err := protect(func() error { return t.run(tctx) }); err != nil && ctx.Err() == nil {
+		if err := protect(tctx, func() error { return t.run(tctx) }); err != nil && ctx.Err() == nil {
 			outcome = "error"
 			reqctx.Log(tctx).WithError(err).Warning("periodic task failed; it runs again at its next turn")
 		}

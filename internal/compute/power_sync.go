@@ -16,7 +16,7 @@ func (m *Manager) WatchGuests(ctx context.Context) error {
 	for event := range m.Driver.Events(ctx) {
 		ectx := reqctx.WithField(adminContext(ctx), "instance", event.UUID)
 		m.background(ectx, func(ctx context.Context) {
-			if err := protect(func() error { return m.guestChanged(ctx, event) }); err != nil {
+			if err := protect(ctx, func() error { return m.guestChanged(ctx, event) }); err != nil {
 				reqctx.Log(ctx).WithError(err).Error("power state not followed")
 			}
 		})

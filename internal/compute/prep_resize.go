@@ -199,7 +199,7 @@ func (m *Manager) rescheduleMove(ctx context.Context, mv *move, cause error) err
 	if !ok || string(raw) == "null" || len(mv.hosts) == 0 || json.Unmarshal(raw, &retry) != nil || len(retry) == 0 {
 		return errNoAlternate
 	}
-	retry["exc"], retry["exc_reason"] = encode([]string{traceback(cause)}), encode(cause.Error())
+	retry["exc"], retry["exc_reason"] = encode([]string{exception.Traceback(cause)}), encode(cause.Error())
 	filters := maps.Clone(mv.filters)
 	filters["retry"] = encode(retry)
 	if err := m.Conductor.SaveInstance(ctx, mv.inst, map[string]any{"task_state": object.TaskStateResizePrep}); err != nil {

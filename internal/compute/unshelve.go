@@ -93,7 +93,7 @@ func (u *unshelving) run(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
 		u.spawn.rebindNetwork, u.spawn.prepareRoot, func(ctx context.Context) error { return m.Tracker.Claim(ctx, inst) },
 	} {
-		g.Go(func() error { return protect(func() error { return step(gctx) }) })
+		g.Go(func() error { return protect(gctx, func() error { return step(gctx) }) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

@@ -91,6 +91,9 @@ func TestRefusals(t *testing.T) {
 	} {
 		require.Equal(t, []actionEvent{{Event: "compute_" + method, Result: "Error", Host: shared.Host}}, lastAction(t, server.ID, method))
 	}
+	trace := sql(t, "SELECT e.traceback FROM nova.instance_actions_events e JOIN nova.instance_actions a ON a.id = e.action_id "+
+		"WHERE a.instance_uuid = '"+server.ID+"' AND e.event = 'compute_extend_volume'")
+	require.Equal(t, "nova.exception.ExtendVolumeNotSupported: Volume size extension is not supported by the hypervisor.", trace)
 	fault := sql(t, "SELECT message FROM nova.instance_faults WHERE instance_uuid = '"+server.ID+"' ORDER BY id DESC LIMIT 1")
 	require.Equal(t, "Volume size extension is not supported by the hypervisor.", fault, "of ExtendVolumeNotSupported")
 	require.Equal(t, server, statusIn(t, 10*time.Second, server.ID, "ACTIVE"))

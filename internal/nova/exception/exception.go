@@ -114,24 +114,8 @@ func format(template string, kwargs map[string]any) string {
 // ClassOf returns the class of the outermost exception in err's chain, own or received
 // from another service.
 func ClassOf(err error) (string, bool) {
-	for err != nil {
-		switch e := err.(type) { //nolint:errorlint // each link of the chain is looked at in turn
-		case *Error:
-			return e.Class, true
-		case *rpc.Failure:
-			return e.Class, true
-		}
-		if joined, ok := err.(interface{ Unwrap() []error }); ok {
-			for _, one := range joined.Unwrap() {
-				if name, ok := ClassOf(one); ok {
-					return name, true
-				}
-			}
-			return "", false
-		}
-		err = errors.Unwrap(err)
-	}
-	return "", false
+	_, class, ok := classOf(outermost(err))
+	return class, ok
 }
 
 // Is reports whether err's exception, own or remote, is of the class or of one derived

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"strings"
 
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -58,7 +56,7 @@ func (e *Emitter) fault(function string, err error) (*object.Generic, error) {
 	}
 	return e.payload("ExceptionPayload", fields{
 		"module_name": "nova.compute.manager", "function_name": function, "exception": class,
-		"exception_message": text(err), "traceback": chain(err),
+		"exception_message": text(err), "traceback": exception.Traceback(err),
 	})
 }
 
@@ -85,13 +83,4 @@ func repr(err error) string {
 		return class + "()"
 	}
 	return class + "(" + string(b) + ")"
-}
-
-// chain stands where Python has a traceback: the error and what it wraps, one per line.
-func chain(err error) string {
-	var lines []string
-	for one := err; one != nil; one = errors.Unwrap(one) {
-		lines = append(lines, fmt.Sprintf("%T: %s", one, one.Error()))
-	}
-	return strings.Join(lines, "\n")
 }

@@ -99,7 +99,8 @@ func TestErrorPhase(t *testing.T) {
 		t.Errorf("legacy: %v %v %v", legacy["exception"], legacy["message"], legacy["code"])
 	}
 	fault := versioned.Data.Fault.Data
-	if fault["exception"] != "BuildAbortException" || fault["exception_message"] != message || !strings.Contains(fault["traceback"].(string), "no init") {
+	if fault["exception"] != "BuildAbortException" || fault["exception_message"] != message ||
+		fault["traceback"] != "nova.exception.BuildAbortException: spawn: "+message+"\nbecause: no init" {
 		t.Errorf("versioned: %v", fault)
 	}
 }
