@@ -335,6 +335,9 @@ func TestCrashDuringAttach(t *testing.T) {
 				require.NoError(t, w.InitHost(t.Context()))
 				w.drain()
 				w.unchanged()
+				if at != "POST" {
+					require.Equal(t, []string{"req-1 Error"}, w.results("compute_attach_interface"))
+				}
 				want := []string{"port-1=" + uuid + "@" + testHost}
 				if own {
 					want = append([]string{"own=@"}, want...)

@@ -159,7 +159,7 @@ func (m *Manager) resumeOperation(ctx context.Context, inst *object.Instance, en
 			return err
 		}
 	}
-	again.op.lock = false // the lock is held
+	again.op.lock, again.op.resumed = false, true // the lock is held
 	ctx = m.journal.Add(ctx, op)
 	m.end(ctx, op, m.runDetached(ctx, again, inst, entry.Args))
 	return nil
@@ -211,7 +211,8 @@ func isEvacuation(args rpc.Args) bool {
 
 // giveUpOperation ends an operation that could not be finished in several starts of the agent.
 func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, entry journal.Entry, vmState string) error {
-	m.recordFault(ctx, inst, exception.WithCause("InstanceInvalidState", errInterruptedOperation.Error(), nil, errInterruptedOperation))
+	failure := exception.WithCause("InstanceInvalidState", errInterruptedOperation.Error(), nil, errInterruptedOperation)
+	m.recordFault(ctx, inst, failure)
 	changes := map[string]any{"task_state": nil}
 	if vmState != "" {
 		changes["vm_state"] = vmState
@@ -220,5 +221,6 @@ func (m *Manager) giveUpOperation(ctx context.Context, inst *object.Instance, en
 	if err := m.Conductor.SaveInstance(ctx, inst, changes); err != nil {
 		return err
 	}
+	m.finishEvent(ctx, inst.UUID, entry.Method, failure)
 	return m.journal.Drop(inst.UUID)
 }

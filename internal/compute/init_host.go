@@ -121,24 +121,31 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 	switch {
 	case leavingNova(inst):
 		log.Info("completing a deletion")
-		return m.deleteInstance(ctx, inst, nil)
+		return m.complete(ctx, inst, m.deletion(nil))
 	case inst.VMState == object.VMStateSoftDelete && inst.TaskState == object.TaskStateNone,
 		inst.VMState == object.VMStateError:
 		return nil
 	case inst.VMState == object.VMStateBuilding,
 		slices.Contains(buildTasks, inst.TaskState) && inst.VMState != object.VMStateShelvedOffloaded:
 		log.Warning("a build was interrupted of which nothing is known; putting the instance into error")
+		m.endOpenEvents(ctx, inst.UUID, buildEvent, errCutOff)
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
 	if err := m.settlePortChange(ctx, inst); err != nil {
 		log.WithError(err).Error("change of the ports that the agent's last stop interrupted not settled; the next start tries again")
 	}
-	if complete, ok := m.completions()[inst.TaskState]; ok {
+	if inst.TaskState == object.TaskStateResizeMigrating {
+		log.Warning("a move broke off; the guest goes on here")
+		m.endOpenEvents(ctx, inst.UUID, "resize_instance", errCutOff)
+		return m.completeMigrating(ctx, inst)
+	}
+	if c, ok := m.completions()[inst.TaskState]; ok {
 		log.Info("completing an operation that the agent's last stop interrupted")
-		return complete(ctx, inst)
+		return m.complete(ctx, inst, c)
 	}
 	if slices.Contains(rebuildTasks, inst.TaskState) {
 		log.Warning("a rebuild was interrupted of which nothing is known; putting the instance into error")
+		m.endOpenEvents(ctx, inst.UUID, "rebuild_instance", errCutOff)
 		return save(map[string]any{"vm_state": object.VMStateError, "task_state": nil})
 	}
 	if movesOn(inst.TaskState) {
@@ -149,6 +156,9 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 			return err
 		}
 		log.Warning("resetting the task of an operation that the agent's last stop interrupted")
+		if inst.TaskState == object.TaskStateUpdatingPassword { // the others are in the journal
+			m.endOpenEvents(ctx, inst.UUID, "set_admin_password", errCutOff)
+		}
 		if err := save(map[string]any{"task_state": nil}); err != nil {
 			return err
 		}
@@ -158,75 +168,6 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 		return err
 	}
 	return m.restore(ctx, inst, now)
-}
-
-// completions are the tasks that are carried out again, or to their end.
-func (m *Manager) completions() map[string]func(context.Context, *object.Instance) error {
-	again := func(method string, body instanceFunc) func(context.Context, *object.Instance) error {
-		op := operation{method: method, event: method, fault: true, revert: true} // the lock is held
-		return func(ctx context.Context, inst *object.Instance) error {
-			_, err := m.perform(ctx, op, inst, nil, body)
-			return err
-		}
-	}
-	return map[string]func(context.Context, *object.Instance) error{
-		object.TaskStatePoweringOff:       again("stop_instance", m.stopInstance),
-		object.TaskStatePoweringOn:        again("start_instance", m.startInstance),
-		object.TaskStateSoftDeleting:      again("soft_delete_instance", m.softDeleteInstance),
-		object.TaskStateRestoring:         again("restore_instance", m.restoreInstance),
-		object.TaskStateSuspending:        again("suspend_instance", m.suspendInstance),
-		object.TaskStateResuming:          again("resume_instance", m.resumeInstance),
-		object.TaskStateRebooting:         m.completeReboot,
-		object.TaskStateRebootPending:     m.completeReboot,
-		object.TaskStateRebootStarted:     m.completeReboot,
-		object.TaskStateRebootingHard:     m.completeReboot,
-		object.TaskStateRebootPendingHard: m.completeReboot,
-		object.TaskStateRebootStartedHard: m.completeReboot,
-		object.TaskStatePausing:           m.completePause,
-		object.TaskStateUnpausing:         m.completePause,
-		object.TaskStateResizeMigrating:   m.completeMigrating,
-	}
-}
-
-// completeReboot ends a reboot that was interrupted. One that had begun and whose guest
-// runs is done; one that had only been asked for comes again
-// (nova/compute/manager.py:_retry_reboot).
-func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance) error {
-	state, err := m.powerState(ctx, inst.UUID)
-	if err != nil {
-		return err
-	}
-	pending := inst.TaskState == object.TaskStateRebootPending || inst.TaskState == object.TaskStateRebootPendingHard
-	if state != driver.PowerStateRunning || pending {
-		soft := state == driver.PowerStateRunning && inst.TaskState == object.TaskStateRebootPending
-		err := m.restart(ctx, inst, inst.NetworkInfo(), soft)
-		if errors.Is(err, errLeaving) {
-			return err
-		}
-		if err != nil {
-			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil}))
-		}
-	}
-	return m.saveRunning(ctx, inst)
-}
-
-// completePause stores the state that a guest is in after an interrupted pause or unpause.
-func (m *Manager) completePause(ctx context.Context, inst *object.Instance) error {
-	state, err := m.powerState(ctx, inst.UUID)
-	if err != nil {
-		return err
-	}
-	if state == driver.PowerStatePaused && inst.TaskState == object.TaskStateUnpausing {
-		if err := m.Driver.Unpause(ctx, inst.UUID); err != nil {
-			return err
-		}
-		state = driver.PowerStateRunning
-	}
-	vmState := object.VMStateActive
-	if state == driver.PowerStatePaused {
-		vmState = object.VMStatePaused
-	}
-	return m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": vmState, "task_state": nil, "power_state": int(state)})
 }
 
 // restore repairs the wiring of an instance and, after a reboot of the host, starts it

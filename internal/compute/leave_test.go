@@ -198,6 +198,7 @@ func TestLeaveShutdown(t *testing.T) {
 			} else {
 				require.NotEqual(t, before.InitPID, now.InitPID, "the guest was started anew")
 			}
+			require.Equal(t, []string{"req-1 Success"}, w.results("compute_"+c.method), "one event, which the next start ends")
 			w.noJournal()
 		})
 	}

@@ -25,6 +25,8 @@ type operation struct {
 	lock   bool   // serialise with other operations on the instance
 	ours   bool   // refuse an instance of another host
 	again  bool   // the next start of the agent takes it up: the agent's end does not wait for its turn
+	// resumed: an earlier process has begun it, and its event.
+	resumed bool
 }
 
 // instanceFunc is the body of a method on one instance.
@@ -65,7 +67,7 @@ func checkUUID(inst *object.Instance) error {
 func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instance, args rpc.Args, body instanceFunc) (any, error) {
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
 	ctx, watch := stopwatch.With(ctx)
-	if op.event != "" {
+	if op.event != "" && !op.resumed {
 		m.startEvent(ctx, inst.UUID, op.event)
 	}
 	result, err := m.locked(ctx, op, inst, args, body)

@@ -155,6 +155,7 @@ func (m *Manager) settlePortChange(ctx context.Context, inst *object.Instance) e
 		}
 		if rec.PortChange.PortID == "" {
 			rec.PortChange = nil
+			m.endOpenEvents(ctx, inst.UUID, "attach_interface", errCutOff)
 			return m.saveRecord(rec)
 		}
 	}
@@ -163,6 +164,10 @@ func (m *Manager) settlePortChange(ctx context.Context, inst *object.Instance) e
 	} else {
 		log.Warning("completing the detachment of a port that the agent's last stop interrupted")
 	}
+	event, outcome := "detach_interface", error(nil)
+	if rec.PortChange.Attach {
+		event, outcome = "attach_interface", errCutOff
+	}
 	for _, v := range rec.VIFs {
 		if v.PortID == rec.PortChange.PortID {
 			if err := m.unplugLive(ctx, &rec, v); err != nil {
@@ -170,7 +175,11 @@ func (m *Manager) settlePortChange(ctx context.Context, inst *object.Instance) e
 			}
 		}
 	}
-	return m.releasePort(ctx, inst, &rec)
+	if err := m.releasePort(ctx, inst, &rec); err != nil {
+		return err
+	}
+	m.endOpenEvents(ctx, inst.UUID, event, outcome)
+	return nil
 }
 
 // strayPort is the port that Neutron made for an attachment and that nobody heard of; ""

@@ -109,7 +109,7 @@ func (m *Manager) resumable(ctx context.Context, r *buildRequest) (bool, error) 
 		return false, m.removeFromHost(ctx, uuid)
 	case inst.TaskState == object.TaskStateDeleting:
 		log.Info("completing the deletion of an instance whose build was interrupted")
-		return false, m.deleteInstance(ctx, inst, r.ownPorts())
+		return false, m.complete(ctx, inst, m.deletion(r.ownPorts()))
 	case inst.VMState != object.VMStateBuilding:
 		return false, m.settleBuilt(ctx, inst)
 	case r.handedBack && inst.Host == "":

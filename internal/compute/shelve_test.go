@@ -201,14 +201,16 @@ func TestInterruptedOperations(t *testing.T) {
 					args[name] = novatest.Raw(value)
 				}
 				w.interrupted(c.method, args, func(e *journal.Entry) { e.Resumed = resumed })
+				w.startEvent(user(t), uuid, c.method)
 				w.restarted()
 				require.NoError(t, w.InitHost(t.Context()))
 				w.drain()
-				want := c.want
+				want, result := c.want, "req-1 Success"
 				if resumed > 0 {
-					want = c.givenUp
+					want, result = c.givenUp, "req-1 Error"
 					require.Len(t, w.nova.Faults(), 1)
 				}
+				require.Equal(t, []string{result}, w.results("compute_"+c.method))
 				require.Equal(t, want, w.nova.States(uuid))
 				require.Empty(t, w.entries())
 			})

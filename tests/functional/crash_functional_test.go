@@ -3,6 +3,7 @@
 package functional
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"testing"
@@ -57,6 +58,42 @@ func TestKilledWhileBuilding(t *testing.T) {
 			noAllocations(t, id)
 			nothingLeft(t, before)
 		})
+	}
+}
+
+// TestKilledWhileAGuestHalts: the next start does what was asked for, and the event that the killed agent began has its result.
+func TestKilledWhileAGuestHalts(t *testing.T) {
+	server := boot(t, cloud.NewServer{})
+	answers(t, server)
+	for _, c := range []struct {
+		action, name, task string
+		args               any
+		status             string
+	}{
+		{"reboot", "reboot", "reboot_started", map[string]string{"type": "SOFT"}, "ACTIVE"},
+		{"os-stop", "stop", "powering-off", nil, "SHUTOFF"},
+	} {
+		time.Sleep(6 * time.Second) // the agent does not take a start of just before for the reboot's own
+		first, pid := booted(t, server.ID), guestPID(t, server.ID)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP), "an init that is stopped does not halt")
+		require.NoError(t, shared.Admin.Action(within(t, time.Minute), server.ID, c.action, c.args, nil))
+		eventually(t, 30*time.Second, "the agent to ask the guest", func(ctx context.Context) (bool, error) {
+			now, err := shared.Admin.Server(ctx, server.ID)
+			return now.TaskState == c.task, err
+		})
+		time.Sleep(2 * time.Second) // the message has arrived
+		killAgent(t)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+		startAgent(t)
+		eventually(t, 90*time.Second, "the end of "+c.name, func(ctx context.Context) (bool, error) {
+			now, err := shared.Admin.Server(ctx, server.ID)
+			return now.Status == c.status && now.TaskState == "", err
+		})
+		requireAction(t, server.ID, c.name, "compute_"+c.name+"_instance")
+		if c.status == "ACTIVE" {
+			answers(t, server)
+			require.NotEqual(t, first, booted(t, server.ID))
+		}
 	}
 }
 

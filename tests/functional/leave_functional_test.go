@@ -90,4 +90,5 @@ func TestStopWhileAGuestHalts(t *testing.T) {
 	require.NoError(t, unix.Kill(pid, unix.SIGCONT), "the guest outlives the agent")
 	startAgent(t)
 	statusIn(t, 90*time.Second, server.ID, "SHUTOFF")
+	requireAction(t, server.ID, "stop", "compute_stop_instance")
 }

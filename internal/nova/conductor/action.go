@@ -30,6 +30,16 @@ func (c *Client) FinishEvent(ctx context.Context, uuid, event string, excVal, ex
 	return err
 }
 
+// Actions lists the newest of an instance's actions, the newest first.
+func (c *Client) Actions(ctx context.Context, uuid string, limit int) ([]*object.InstanceAction, error) {
+	return list[object.InstanceAction](ctx, c, "InstanceActionList", "get_by_instance_uuid", []any{uuid}, map[string]any{"limit": limit})
+}
+
+// Events lists the steps of an action.
+func (c *Client) Events(ctx context.Context, actionID int) ([]*object.InstanceActionEvent, error) {
+	return list[object.InstanceActionEvent](ctx, c, "InstanceActionEventList", "get_by_action", []any{actionID}, nil)
+}
+
 // CreateFault stores an error that users see while the instance is in error.
 func (c *Client) CreateFault(ctx context.Context, f *object.InstanceFault) error {
 	return c.create(ctx, f, "InstanceFault", []string{"instance_uuid", "code", "message", "details", "host"})

@@ -408,3 +408,39 @@ func TestManifests(t *testing.T) {
 		}
 	}
 }
+
+// The history of an instance, as nova-api asks the database for it.
+func TestActions(t *testing.T) {
+	t.Parallel()
+	envelope := func(class, version, data string) string {
+		return `{"nova_object.name": "` + class + `", "nova_object.namespace": "nova", "nova_object.version": "` + version + `", "nova_object.data": ` + data + `}`
+	}
+	c, s := client(t, "zed",
+		envelope("InstanceActionList", "1.1", `{"objects": [`+envelope("InstanceAction", "1.2",
+			`{"id": 7, "action": "stop", "request_id": "req-1", "user_id": null, "project_id": "p", "finish_time": null}`)+`]}`),
+		envelope("InstanceActionEventList", "1.1", `{"objects": [`+envelope("InstanceActionEvent", "1.4",
+			`{"id": 8, "event": "compute_stop_instance", "host": "h", "result": null, "start_time": "2026-11-22T10:00:00Z", "finish_time": null}`)+`]}`))
+	actions, err := c.Actions(t.Context(), "u", 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := c.Events(t.Context(), actions[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, e := actions[0], events[0]
+	got := fmt.Sprint(a.ID, a.Action, a.RequestID, a.UserID, a.ProjectID, e.ID, e.Event, e.Host, e.Result, e.StartTime.UTC(), e.FinishTime.IsZero())
+	if want := fmt.Sprint(7, "stop", "req-1", "", "p", 8, "compute_stop_instance", "h", "", time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC), true); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	for i, want := range []string{
+		`{"objname": "InstanceActionList", "objmethod": "get_by_instance_uuid", "object_versions": {"InstanceActionList": "1.1", "InstanceAction": "1.2"},
+			"args": ["u"], "kwargs": {"limit": 5}}`,
+		`{"objname": "InstanceActionEventList", "objmethod": "get_by_action", "object_versions": {"InstanceActionEventList": "1.1", "InstanceActionEvent": "1.4"},
+			"args": [7], "kwargs": {}}`,
+	} {
+		if diff := jsonDiff(t, want, s.sent[i].args); diff != "" {
+			t.Errorf("call %d (-want +got):\n%s", i, diff)
+		}
+	}
+}

@@ -194,6 +194,8 @@ func TestLabNothingFound(t *testing.T) {
 			l, err := c.MigrationsByFilters(ctx, map[string]any{"source_compute": id, "status": []string{"accepted"}, "migration_type": "evacuation"})
 			return len(l), err
 		},
+		"actions": func() (int, error) { l, err := c.Actions(ctx, id, 10); return len(l), err },
+		"events":  func() (int, error) { l, err := c.Events(ctx, 1<<30); return len(l), err },
 		"resizes": func() (int, error) { l, err := c.UnconfirmedResizes(ctx, 10, id); return len(l), err },
 		"pci":     func() (int, error) { l, err := c.PCIDevices(ctx, 1<<30); return len(l), err },
 	} {
@@ -252,8 +254,25 @@ func TestLabInstance(t *testing.T) {
 
 	require.NoError(t, c.StartAction(ctx, inst.UUID, "create"))
 	require.NoError(t, c.StartEvent(ctx, inst.UUID, "compute__do_build_and_run_instance", host))
+	actions, err := c.Actions(ctx, inst.UUID, 5)
+	require.NoError(t, err)
+	require.Len(t, actions, 1)
+	require.Equal(t, "create", actions[0].Action)
+	require.NotEmpty(t, actions[0].RequestID)
+	requireEvent := func(result string) {
+		t.Helper()
+		events, err := c.Events(ctx, actions[0].ID)
+		require.NoError(t, err)
+		require.Len(t, events, 1)
+		require.Equal(t, "compute__do_build_and_run_instance", events[0].Event)
+		require.Equal(t, host, events[0].Host)
+		require.Equal(t, result, events[0].Result)
+		require.False(t, events[0].StartTime.IsZero())
+		require.Equal(t, result == "", events[0].FinishTime.IsZero())
+	}
+	requireEvent("")
 
-	err := c.SaveInstance(ctx, inst, map[string]any{"task_state": "networking"}, ExpectTask("spawning"))
+	err = c.SaveInstance(ctx, inst, map[string]any{"task_state": "networking"}, ExpectTask("spawning"))
 	require.True(t, exception.Is(err, "UnexpectedTaskStateError"), "%v", err)
 	require.Equal(t, object.TaskStateScheduling, inst.TaskState)
 	role := "member"
@@ -303,6 +322,7 @@ func TestLabInstance(t *testing.T) {
 	require.NotZero(t, fault.ID)
 	text, trace := "no init", "chain"
 	require.NoError(t, c.FinishEvent(ctx, inst.UUID, "compute__do_build_and_run_instance", &text, &trace))
+	requireEvent("Error")
 	require.NoError(t, c.UpdateInstanceInfo(ctx, host, []*object.Instance{found}))
 
 	require.NoError(t, c.SaveInstance(ctx, inst, map[string]any{"vm_state": "deleted", "task_state": "deleting", "terminated_at": object.Now()}))

@@ -28,6 +28,7 @@ type Conductor struct {
 	bdms       []json.RawMessage
 	taskLogs   map[string]bool // by taskKey
 	faults     []Fields
+	actions    []*action // the newest last
 	casts      []Cast
 	log        []string
 	failures   map[string][]error
@@ -145,7 +146,7 @@ func (c *Conductor) Call(ctx context.Context, _ rpc.Target, method string, args 
 	if err := json.Unmarshal(raw, &in); err != nil {
 		return nil, err
 	}
-	in.readDeleted = reqctx.From(ctx).ReadDeleted
+	in.from = reqctx.From(ctx)
 	switch method {
 	case "ping":
 		return Raw(map[string]any{"service": "conductor", "arg": args["arg"]}), nil

@@ -11,7 +11,8 @@ import (
 var versions = map[string]string{
 	"Instance": "2.7", "InstanceList": "2.6", "InstanceInfoCache": "1.5", "ComputeNode": "1.19", "ComputeNodeList": "1.17",
 	"Service": "1.22", "Migration": "1.7", "MigrationList": "1.5", "Flavor": "1.2", "BlockDeviceMappingList": "1.18", "BlockDeviceMapping": "1.21",
-	"VirtualInterface": "1.3", "TaskLog": "1.0",
+	"VirtualInterface": "1.3", "TaskLog": "1.0", "InstanceAction": "1.2", "InstanceActionList": "1.1", "InstanceActionEvent": "1.4",
+	"InstanceActionEventList": "1.1",
 }
 
 // Object wraps fields into an envelope.

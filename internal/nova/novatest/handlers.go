@@ -22,9 +22,11 @@ var handlers = map[string]func(c *Conductor, in *request) (json.RawMessage, erro
 	"InstanceList.get_by_filters":                   instancesByFilters,
 	"InstanceInfoCache.get_by_instance_uuid":        getCache,
 	"InstanceInfoCache.save":                        saveCache,
-	"InstanceActionEvent.event_start":               nothing,
-	"InstanceActionEvent.event_finish_with_failure": nothing,
-	"InstanceAction.action_start":                   nothing,
+	"InstanceActionEvent.event_start":               startEvent,
+	"InstanceActionEvent.event_finish_with_failure": finishEvent,
+	"InstanceActionEventList.get_by_action":         eventsOfAction,
+	"InstanceActionList.get_by_instance_uuid":       actionsOfInstance,
+	"InstanceAction.action_start":                   startAction,
 	"InstanceFault.create":                          createFault,
 	"VirtualInterface.create":                       createVIF,
 	"VirtualInterface.delete_by_instance_uuid":      deleteVIFs,
@@ -137,7 +139,7 @@ func authorize(_ *Conductor, in *request) (json.RawMessage, error) {
 func getInstance(c *Conductor, in *request) (json.RawMessage, error) {
 	uuid := in.arg(0, "uuid")
 	row, ok := c.instances[uuid]
-	if !ok || string(row["deleted"]) == "true" && in.readDeleted != "yes" {
+	if !ok || string(row["deleted"]) == "true" && in.from.ReadDeleted != "yes" {
 		return nil, Failure("InstanceNotFound")
 	}
 	return c.instance(uuid, in.Kwargs["expected_attrs"]), nil
@@ -281,7 +283,7 @@ func getBDMs(c *Conductor, _ *request) (json.RawMessage, error) {
 
 func getNode(c *Conductor, in *request) (json.RawMessage, error) {
 	node, ok := c.nodes[in.arg(0, "uuid")]
-	if !ok || string(node["deleted"]) == "true" && in.readDeleted != "yes" {
+	if !ok || string(node["deleted"]) == "true" && in.from.ReadDeleted != "yes" {
 		return nil, Failure("ComputeHostNotFound")
 	}
 	return Object("ComputeNode", node), nil
@@ -318,7 +320,7 @@ func createNode(c *Conductor, in *request) (json.RawMessage, error) {
 
 func saveNode(c *Conductor, in *request) (json.RawMessage, error) {
 	node, ok := c.nodes[text(in.Object.Data["uuid"])]
-	if !ok || string(node["deleted"]) == "true" && in.readDeleted != "yes" {
+	if !ok || string(node["deleted"]) == "true" && in.from.ReadDeleted != "yes" {
 		return nil, Failure("ComputeHostNotFound")
 	}
 	if string(in.Object.Data["cpu_info"]) == "null" {

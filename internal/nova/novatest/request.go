@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 // request is a call as it comes.
@@ -19,8 +21,8 @@ type request struct {
 		Changes []string `json:"nova_object.changes"`
 	} `json:"objinst"`
 
-	call        string // "Class.method"
-	readDeleted string
+	call string // "Class.method"
+	from *reqctx.Request
 }
 
 // arg is a positional or keyword argument as a string.
