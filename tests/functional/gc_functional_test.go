@@ -58,6 +58,7 @@ func TestGC(t *testing.T) {
 
 	require.Empty(t, collectGarbage(t, running.ID, "--dry-run"))
 	found = collectGarbage(t, lost.ID)
+	require.Len(t, found, 1)
 	require.Equal(t, []leftover{{Instance: lost.ID, Why: "deleted", Has: found[0].Has, Removable: true, Removed: true}}, found)
 	_, err := shared.Agent.Exec(within(t, 30*time.Second), lost.ID, "true")
 	require.ErrorContains(t, err, "no server")
@@ -77,7 +78,7 @@ func TestGC(t *testing.T) {
 // back. A start removes what the driver and the disks tell of; the links are known by the server's UUID alone.
 func TestGCFindsLinksWithoutRecord(t *testing.T) {
 	before := snapshot(t)
-	database := filepath.Join(shared.Agent.StateDir(), "agent.db")
+	database := filepath.Join(shared.Agent.StateDir(), "compute-agent", "agent.db")
 	require.NoError(t, shared.Agent.Signal(within(t, time.Minute), syscall.SIGTERM))
 	old, err := os.ReadFile(database)
 	require.NoError(t, err)
@@ -107,9 +108,10 @@ func TestGCFindsLinksWithoutRecord(t *testing.T) {
 	if shared.Plane.Net == controlplane.OVS {
 		require.True(t, slices.ContainsFunc(found[0].Has, func(what string) bool { return strings.HasPrefix(what, "Open vSwitch port ") }))
 	}
-	require.Empty(t, collectGarbage(t, running.ID), "nova has it here")
+	require.Empty(t, collectGarbage(t, running.ID, "--dry-run"), "nova has it here")
 
 	found = collectGarbage(t, lost.ID)
+	require.Len(t, found, 1)
 	require.Equal(t, []leftover{{Instance: lost.ID, Why: "deleted", Has: found[0].Has, Removable: true, Removed: true}}, found)
 	require.Empty(t, collectGarbage(t, lost.ID))
 	answers(t, running)
