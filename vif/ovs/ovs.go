@@ -107,7 +107,7 @@ func (p *Plugger) port(v vif.VIF, device string, fresh bool) port {
 	}
 	return port{
 		name: device, bridge: v.Bridge, datapath: v.DatapathType(), ids: ids, fresh: fresh,
-		qosType: p.o.QoSType, isolate: p.o.Isolate,
+		qosType: p.o.QoSType, isolate: p.o.Isolate, policing: policingOf(v),
 	}
 }
 

@@ -121,7 +121,8 @@ func (o *openVSwitch) plugger(t *testing.T, opts ovs.Options) vif.Plugger {
 	opts.Endpoints = []string{"unix:" + filepath.Join(o.dir, "missing.sock"), o.endpoint}
 	p := ovs.New(nl, opts)
 	t.Cleanup(p.Close)
-	return vif.NewSet(map[vif.Kind]vif.Plugger{vif.KindOVS: p, vif.KindOVSHybrid: p, vif.KindTap: link.NewTap(nl)}).FindWith(p, link.NewFinder(nl))
+	return vif.NewSet(map[vif.Kind]vif.Plugger{vif.KindOVS: p, vif.KindOVSHybrid: p, vif.KindTap: link.NewTap(nl)}).
+		ShapeWith(link.NewShaper(nl)).FindWith(p, link.NewFinder(nl))
 }
 
 func port(n int) vif.VIF {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/vif"
 	"github.com/compute-agent/compute-agent/vif/link"
 )
@@ -35,6 +36,7 @@ type port struct {
 	fresh    bool              // the device is new: a row of its name is about a device that is gone
 	qosType  string            // of new ports on the system datapath; "": none
 	isolate  bool              // new ports start in the dead VLAN
+	policing policing
 }
 
 // ensurePort makes the port so and waits until vswitchd has taken it in. It returns
@@ -68,6 +70,9 @@ func (c *conn) ensurePort(ctx context.Context, p port) (datapath string, err err
 		ops, err := p.plan(st)
 		if err != nil {
 			return err
+		}
+		if p.superseded(st) {
+			reqctx.Log(ctx).WithField("device", p.name).Info("the flavor's bandwidth limit gives way to somebody else's of the Open vSwitch port")
 		}
 		if len(ops) > 0 {
 			if _, err := s.transact(ctx, ops...); err != nil {
@@ -141,6 +146,7 @@ func (p port) plan(st portState) ([]ovsdb.Operation, error) {
 			mutate(tableInterface, st.iface, "external_ids", ovsdb.MutateOperationDelete, keySet(changed)),
 			mutate(tableInterface, st.iface, "external_ids", ovsdb.MutateOperationInsert, stringMap(changed)))
 	}
+	ops = append(ops, p.planPolicing(st)...)
 	if len(ops) == 0 {
 		return nil, nil
 	}
@@ -206,10 +212,13 @@ func (p port) insert(st portState, b *bridgeRow) []ovsdb.Operation {
 	if p.isolate && !vif.IsTrunkBridge(p.bridge) {
 		row["tag"], row["vlan_mode"], row["trunks"] = deadVLAN, "trunk", deadVLAN
 	}
-	ops := []ovsdb.Operation{{
-		Op: ovsdb.OperationInsert, Table: tableInterface, UUIDName: "iface",
-		Row: ovsdb.Row{"name": p.name, "external_ids": stringMap(p.ids)},
-	}}
+	iface, ids := ovsdb.Row{"name": p.name}, maps.Clone(p.ids)
+	if p.policing.rate > 0 {
+		ids[policingKey] = p.policing.mark()
+		maps.Copy(iface, p.policing.columns())
+	}
+	iface["external_ids"] = stringMap(ids)
+	ops := []ovsdb.Operation{{Op: ovsdb.OperationInsert, Table: tableInterface, UUIDName: "iface", Row: iface}}
 	if p.qosType != "" && isSystem(b.datapath) {
 		// Without a row vswitchd owns the qdisc of the device, and what it leaves there
 		// costs most of the throughput on newer kernels (os-vif bug 2017868).

@@ -2,7 +2,9 @@ package ovs
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -80,9 +82,48 @@ const (
 	delQoS     = `{"op":"delete","table":"QoS","where":[["_uuid","==",["uuid","` + qosRow + `"]]]}`
 )
 
+const (
+	markPolicing = `{"mutations":[["external_ids","insert",["map",[["compute-agent-policing","4000/8000"]]]]],"op":"mutate","table":"Interface",` +
+		`"where":[["_uuid","==",["uuid","` + ifaceID + `"]]]}`
+	unmarkPolicing = `{"mutations":[["external_ids","delete","compute-agent-policing"]],"op":"mutate","table":"Interface",` +
+		`"where":[["_uuid","==",["uuid","` + ifaceID + `"]]]}`
+)
+
+func police(rate, burst int) string {
+	return fmt.Sprintf(`{"op":"update","row":{"ingress_policing_burst":%d,"ingress_policing_rate":%d},"table":"Interface","where":[["_uuid","==",["uuid","%s"]]]}`,
+		burst, rate, ifaceID)
+}
+
+func TestPolicingOf(t *testing.T) {
+	t.Parallel()
+	hybrid := map[string]any{"ovs_hybrid_plug": true}
+	for _, c := range []struct {
+		v    vif.VIF
+		want policing
+	}{
+		{vif.VIF{Type: "ovs"}, policing{}},
+		{vif.VIF{Type: "ovs", Bandwidth: vif.Bandwidth{In: vif.Rate{Average: 500}}}, policing{}},
+		{vif.VIF{Type: "ovs", Bandwidth: vif.Bandwidth{Out: vif.Rate{Average: 500, Peak: 900}}}, policing{4000, 8000}},
+		{vif.VIF{Type: "ovs", Bandwidth: vif.Bandwidth{Out: vif.Rate{Average: 500, Burst: 32}}}, policing{4000, 262}},
+		{vif.VIF{Type: "ovs", Bandwidth: vif.Bandwidth{Out: vif.Rate{Average: 125_000}}}, policing{1_000_000, 800_000}},
+		{vif.VIF{Type: "ovs", Details: hybrid, Bandwidth: vif.Bandwidth{Out: vif.Rate{Average: 500}}}, policing{}},
+		{vif.VIF{Type: "bridge", Bandwidth: vif.Bandwidth{Out: vif.Rate{Average: 500}}}, policing{}},
+	} {
+		require.Equal(t, c.want, policingOf(c.v), "%+v", c.v)
+	}
+}
+
 func TestPlan(t *testing.T) {
 	t.Parallel()
 	oneID := func(p *port) { p.ids = map[string]string{"iface-id": "port-1"} }
+	limit := func(p *port) { p.policing = policing{4000, 8000} }
+	policed := func(mark string, now policing) func(*portState) {
+		return func(st *portState) {
+			if st.policing = now; mark != "" {
+				st.ids[policingKey] = mark
+			}
+		}
+	}
 	insertIface := `{"op":"insert","row":{"external_ids":["map",[["iface-id","port-1"]]],"name":"tap1"},"table":"Interface","uuid-name":"iface"}`
 	for _, tc := range []struct {
 		name string
@@ -153,6 +194,36 @@ func TestPlan(t *testing.T) {
 				`{"mutations":[["ports","insert",["uuid","` + portRow + `"]]],"op":"mutate","table":"Bridge","where":[["_uuid","==",["uuid","` + intID + `"]]]}`,
 			},
 		},
+		{
+			name: "limited, new", p: wantedPort(func(p *port) { oneID(p); p.qosType, p.policing = "", policing{4000, 8000} }), st: absent(nil),
+			want: []string{
+				guardOp,
+				`{"op":"insert","row":{"external_ids":["map",[["compute-agent-policing","4000/8000"],["iface-id","port-1"]]],"ingress_policing_burst":8000,` +
+					`"ingress_policing_rate":4000,"name":"tap1"},"table":"Interface","uuid-name":"iface"}`,
+				`{"op":"insert","row":{"interfaces":["named-uuid","iface"],"name":"tap1"},"table":"Port","uuid-name":"port"}`,
+				addToInt,
+			},
+		},
+		{name: "limited", p: wantedPort(limit), st: present(nil), want: []string{guardOp, police(4000, 8000), markPolicing}},
+		{name: "limited already", p: wantedPort(limit), st: present(policed("4000/8000", policing{4000, 8000}))},
+		{
+			name: "another limit", p: wantedPort(limit), st: present(policed("800/8000", policing{800, 8000})),
+			want: []string{guardOp, police(4000, 8000), unmarkPolicing, markPolicing},
+		},
+		{
+			name: "a limit that somebody has taken away", p: wantedPort(limit), st: present(policed("4000/8000", policing{})),
+			want: []string{guardOp, police(4000, 8000), unmarkPolicing, markPolicing},
+		},
+		{name: "somebody else's limit", p: wantedPort(limit), st: present(policed("", policing{100, 80}))},
+		{name: "somebody else's limit, and none of ours", p: wantedPort(nil), st: present(policed("", policing{100, 80}))},
+		{
+			name: "no limit any more", p: wantedPort(nil), st: present(policed("4000/8000", policing{4000, 8000})),
+			want: []string{guardOp, police(0, 0), unmarkPolicing},
+		},
+		{
+			name: "somebody else's limit in place of ours", p: wantedPort(limit), st: present(policed("4000/8000", policing{100, 80})),
+			want: []string{guardOp, unmarkPolicing},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -168,21 +239,15 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// sortMaps brings the only two-key map of the tests into order: Go's maps have none.
+// sortMaps brings the maps of two keys into order: Go's maps have none.
 func sortMaps(ops []string) {
-	a, b := `["id","`+qosID("tap1")+`"]`, `["_type","linux-noop"]`
-	for i := range ops {
-		ops[i] = replace(ops[i], a+","+b, b+","+a)
-	}
-}
-
-func replace(s, from, to string) string {
-	for i := 0; i+len(from) <= len(s); i++ {
-		if s[i:i+len(from)] == from {
-			return s[:i] + to + s[i+len(from):]
+	for first, second := range map[string]string{
+		`["_type","linux-noop"]`: `["id","` + qosID("tap1") + `"]`, `["compute-agent-policing","4000/8000"]`: `["iface-id","port-1"]`,
+	} {
+		for i := range ops {
+			ops[i] = strings.ReplaceAll(ops[i], second+","+first, first+","+second)
 		}
 	}
-	return s
 }
 
 func TestPlanRefuses(t *testing.T) {
@@ -287,7 +352,7 @@ func TestPortOfVIF(t *testing.T) {
 		name: "tap", bridge: "tbr-5", datapath: "netdev", fresh: true, qosType: DefaultQoSType,
 		ids: map[string]string{"iface-id": "port-1", "iface-status": "active", "attached-mac": "m", "vm-uuid": "i", "bridge_name": "tbr-5"},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(port{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(port{}, policing{})); diff != "" {
 		t.Errorf("port (-want +got):\n%s", diff)
 	}
 	v.Bridge, v.InterfaceID = "br-int", "other"

@@ -42,6 +42,7 @@ type portState struct {
 	fault    string            // why
 	qos      []string          // QoS rows made for this port name
 	ifaceTyp string            // "": a device of the kernel
+	policing policing
 }
 
 func (st portState) bridge(name string) *bridgeRow {
@@ -72,7 +73,7 @@ func (s session) read(ctx context.Context, name string) (portState, error) {
 		selectOp(tableRoot, nil, "_uuid"),
 		selectOp(tableBridge, nil, "_uuid", "name", "datapath_type", "ports"),
 		selectOp(tablePort, byName, "_uuid"),
-		selectOp(tableInterface, byName, "_uuid", "type", "external_ids", "ofport", "error"),
+		selectOp(tableInterface, byName, "_uuid", "type", "external_ids", "ofport", "error", columnRate, columnBurst),
 		selectOp(tableQoS, []ovsdb.Condition{ovsdb.NewCondition("external_ids", ovsdb.ConditionIncludes, stringMap(map[string]string{"id": qosID(name)}))}, "_uuid"),
 	)
 	if err != nil {
@@ -95,6 +96,7 @@ func (s session) read(ctx context.Context, name string) (portState, error) {
 	for _, row := range results[3].Rows {
 		st.iface, st.ifaceTyp, st.ids = uuidOf(row["_uuid"]), stringOf(row["type"]), mapOf(row["external_ids"])
 		st.ofport, st.fault = intOf(row["ofport"]), stringOf(row["error"])
+		st.policing = policing{intOf(row[columnRate]), intOf(row[columnBurst])}
 	}
 	for _, row := range results[4].Rows {
 		st.qos = append(st.qos, uuidOf(row["_uuid"]))
