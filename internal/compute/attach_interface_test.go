@@ -13,6 +13,7 @@ import (
 	"github.com/compute-agent/compute-agent/internal/nova/exception"
 	"github.com/compute-agent/compute-agent/internal/nova/novatest"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
+	"github.com/compute-agent/compute-agent/internal/reqctx"
 )
 
 // attachArgs are the arguments of attach_interface besides the instance.
@@ -304,6 +305,7 @@ func TestCrashDuringAttach(t *testing.T) {
 			t.Run(at, func(t *testing.T) {
 				t.Parallel()
 				w := built(t)
+				w.nova.StartAction(uuid, "attach_interface", reqctx.From(user(t)))
 				args := attachArgs(nil)
 				if own {
 					w.neutron.addPort("own")
@@ -331,6 +333,7 @@ func TestCrashDuringAttach(t *testing.T) {
 				}
 				w.nova.On(at, nil)
 				w.plugger.crash, w.driver.Crash = nil, nil
+				w.nova.StartAction(uuid, "createImage", &reqctx.Request{RequestID: "req-later"}) // an attach has no task that would keep the user from it
 				w.restarted()
 				require.NoError(t, w.InitHost(t.Context()))
 				w.drain()

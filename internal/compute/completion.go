@@ -3,9 +3,11 @@ package compute
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/compute-agent/compute-agent/driver"
+	"github.com/compute-agent/compute-agent/internal/nova/conductor"
 	"github.com/compute-agent/compute-agent/internal/nova/object"
 	"github.com/compute-agent/compute-agent/internal/reqctx"
 	"github.com/compute-agent/compute-agent/rpc"
@@ -29,7 +31,7 @@ func (m *Manager) complete(ctx context.Context, inst *object.Instance, c complet
 		ctx = reqctx.With(ctx, open[0].request)
 	}
 	_, err := m.perform(ctx, c.op, inst, nil, func(ctx context.Context, inst *object.Instance, _ rpc.Args) (any, error) {
-		return nil, c.body(ctx, inst, began)
+		return nil, protect(ctx, func() error { return c.body(ctx, inst, began) })
 	})
 	if len(open) < 2 || leaving(ctx, err) {
 		return err
@@ -38,6 +40,16 @@ func (m *Manager) complete(ctx context.Context, inst *object.Instance, c complet
 		m.finishEvent(reqctx.With(ctx, e.request), inst.UUID, event, err)
 	}
 	return err
+}
+
+// taskChanged tells that the task of an instance is another by now: its turn at the start may come late, and the API lets a user reboot
+// hard what hangs. The message of that waits for the lock.
+func (m *Manager) taskChanged(ctx context.Context, inst *object.Instance) (bool, error) {
+	now, err := m.Conductor.InstanceByUUID(ctx, inst.UUID)
+	if err != nil {
+		return false, err
+	}
+	return now.TaskState != inst.TaskState, nil
 }
 
 // deletion is the rest of a deletion (see deleteInstance). The lock is held.
@@ -87,23 +99,30 @@ func (m *Manager) completions() map[string]completion {
 // clockSkew is how far an event's time and this host's clock may be apart, besides the second that a time is rounded to.
 const clockSkew = 5 * time.Second
 
-// completeReboot ends a reboot that was interrupted. It comes again if it had only been asked for
+// completeReboot ends a reboot that was interrupted. One whose message is still in the queue is left to that
+// (nova/compute/manager.py:_init_instance of Zed does so, too). It is made if the agent had only begun with it
 // (nova/compute/manager.py:_retry_reboot), or if the guest is known to run since before it began: it may have waited for the guest to halt.
 // Else a guest that runs has been rebooted.
 func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance, began time.Time) error {
-	info, err := m.Driver.Info(ctx, inst.UUID)
-	if err != nil && !errors.Is(err, driver.ErrNotFound) {
-		return err
-	}
 	var soft, pending bool
 	switch inst.TaskState {
-	case object.TaskStateRebooting, object.TaskStateRebootStarted:
-		soft = true
+	case object.TaskStateRebooting, object.TaskStateRebootingHard:
+		if began.IsZero() {
+			return nil
+		}
+		soft, pending = inst.TaskState == object.TaskStateRebooting, true
 	case object.TaskStateRebootPending:
 		soft, pending = true, true
 	case object.TaskStateRebootPendingHard:
 		pending = true
+	case object.TaskStateRebootStarted:
+		soft = true
 	}
+	info, err := m.Driver.Info(ctx, inst.UUID)
+	if err != nil && !errors.Is(err, driver.ErrNotFound) {
+		return err
+	}
+	expected := conductor.ExpectTask(inst.TaskState)
 	running := info.PowerState == driver.PowerStateRunning
 	untouched := !began.IsZero() && !info.StartedAt.IsZero() && info.StartedAt.Before(began.Add(-clockSkew))
 	if !running || pending || untouched {
@@ -112,25 +131,30 @@ func (m *Manager) completeReboot(ctx context.Context, inst *object.Instance, beg
 			return err
 		}
 		if err != nil {
-			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": object.VMStateError, "task_state": nil}))
+			failed := map[string]any{"vm_state": object.VMStateError, "task_state": nil}
+			return errors.Join(err, m.Conductor.SaveInstance(ctx, inst, failed, expected))
 		}
 	}
-	return m.saveRunning(ctx, inst)
+	now, err := m.powerState(ctx, inst.UUID)
+	if err != nil {
+		return err
+	}
+	return m.Conductor.SaveInstance(ctx, inst, map[string]any{"power_state": int(now), "vm_state": stateAfterReboot(inst), "task_state": nil}, expected)
 }
 
-// completePause stores the state that a guest is in after an interrupted pause or unpause. A pause that is known to have begun is made.
-func (m *Manager) completePause(ctx context.Context, inst *object.Instance, began time.Time) error {
+// completePause carries an interrupted pause or unpause to its end.
+func (m *Manager) completePause(ctx context.Context, inst *object.Instance, _ time.Time) error {
 	state, err := m.powerState(ctx, inst.UUID)
 	if err != nil {
 		return err
 	}
-	if state == driver.PowerStatePaused && inst.TaskState == object.TaskStateUnpausing {
+	switch {
+	case state == driver.PowerStatePaused && inst.TaskState == object.TaskStateUnpausing:
 		if err := m.Driver.Unpause(ctx, inst.UUID); err != nil {
 			return err
 		}
 		state = driver.PowerStateRunning
-	}
-	if state == driver.PowerStateRunning && inst.TaskState == object.TaskStatePausing && !began.IsZero() {
+	case state == driver.PowerStateRunning && inst.TaskState == object.TaskStatePausing:
 		if err := m.Driver.Pause(ctx, inst.UUID); err != nil {
 			return err
 		}
@@ -140,5 +164,10 @@ func (m *Manager) completePause(ctx context.Context, inst *object.Instance, bega
 	if state == driver.PowerStatePaused {
 		vmState = object.VMStatePaused
 	}
-	return m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": vmState, "task_state": nil, "power_state": int(state)})
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"vm_state": vmState, "task_state": nil, "power_state": int(state)},
+		conductor.ExpectTask(inst.TaskState))
+	if isOff(state) { // it crashed meanwhile
+		return errors.Join(fmt.Errorf("pause or unpause: %w", driver.ErrNotRunning), err)
+	}
+	return err
 }

@@ -105,7 +105,7 @@ func (m *Manager) settleInstances(
 				return // never: the context has no end
 			}
 			defer slots.Release(1)
-			if err := protect(ctx, func() error { return settle(ctx, inst) }); err != nil {
+			if err := protect(ctx, func() error { return settle(ctx, inst) }); err != nil && !errors.Is(err, errLeaving) {
 				reqctx.Log(ctx).WithError(err).Error("instance not settled after the start")
 			}
 		})
@@ -140,6 +140,9 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 		return m.completeMigrating(ctx, inst)
 	}
 	if c, ok := m.completions()[inst.TaskState]; ok {
+		if changed, err := m.taskChanged(ctx, inst); err != nil || changed {
+			return err
+		}
 		log.Info("completing an operation that the agent's last stop interrupted")
 		return m.complete(ctx, inst, c)
 	}
@@ -156,7 +159,7 @@ func (m *Manager) settleInstance(ctx context.Context, inst *object.Instance) err
 			return err
 		}
 		log.Warning("resetting the task of an operation that the agent's last stop interrupted")
-		if inst.TaskState == object.TaskStateUpdatingPassword { // the others are in the journal
+		if inst.TaskState == object.TaskStateUpdatingPassword { // the others are in the journal, unless it could not be written or read
 			m.endOpenEvents(ctx, inst.UUID, "set_admin_password", errCutOff)
 		}
 		if err := save(map[string]any{"task_state": nil}); err != nil {

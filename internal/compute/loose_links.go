@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/state"
@@ -14,7 +15,7 @@ import (
 // Bounds of the removal of an instance's loose links: of all of it, and of the wait between two looks whether its guest has let go.
 const (
 	looseLinksTimeout = 30 * time.Second
-	looseLinksPause   = 100 * time.Millisecond
+	looseLinksPause   = time.Second
 )
 
 // looseLinks are the links on this host that bear the mark of an instance and that no record has, by the instance's UUID: those of a
@@ -53,10 +54,15 @@ func (r *remains) freeLinks(gone bool) (free bool, kept string) {
 		return false, ""
 	case !gone:
 		return false, "; links that no record has stay"
-	case len(r.has) == 0 && slices.ContainsFunc(r.links, inUse):
+	case !r.guest() && slices.ContainsFunc(r.links, inUse):
 		return false, "; somebody else uses its links"
 	}
 	return true, ""
+}
+
+// guest tells that there is a container of this agent's, which may hold the links until it is removed.
+func (r *remains) guest() bool {
+	return slices.ContainsFunc(r.has, func(what string) bool { return strings.HasPrefix(what, "container ") })
 }
 
 func inUse(link vif.Marked) bool { return link.InUse }

@@ -156,6 +156,7 @@ type Manager struct {
 	snapshots *semaphore.Weighted
 	waiters   plugging.Waiters
 
+	begun     begunEvents
 	running   background // operations that outlive their message
 	departure departure  // the end of the agent
 

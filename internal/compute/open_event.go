@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/compute-agent/compute-agent/internal/nova/object"
@@ -20,13 +21,31 @@ type openEvent struct {
 	began   time.Time       // by the conductor's clock, in whole seconds
 }
 
+// begunEvents are the events that operations of this process have begun: what the start finds open in Nova may be of a message that has
+// come since, and waits for the instance's lock.
+type begunEvents struct{ events sync.Map } // of begunEvent
+
+type begunEvent struct{ uuid, event, requestID string }
+
+// add notes an event until the returned function is called.
+func (b *begunEvents) add(ctx context.Context, uuid, event string) (end func()) {
+	e := begunEvent{uuid, event, reqctx.From(ctx).RequestID}
+	b.events.Store(e, nil)
+	return func() { b.events.Delete(e) }
+}
+
+func (b *begunEvents) has(uuid, event, requestID string) bool {
+	_, ok := b.events.Load(begunEvent{uuid, event, requestID})
+	return ok
+}
+
 // recentActions bounds how many of an instance's actions are looked at.
 const recentActions = 10
 
 // openEvents finds the events of an operation that an earlier process began here, the newest first: a second reboot may have waited
 // for the first. What cannot be found stays open: history is no reason to fail.
 func (m *Manager) openEvents(ctx context.Context, uuid, event string) []openEvent {
-	found, err := m.findOpenEvents(ctx, uuid, "compute_"+event)
+	found, err := m.findOpenEvents(ctx, uuid, event)
 	if err != nil {
 		reqctx.Log(ctx).WithError(err).WithField("event", event).Warning("action events of an interrupted operation not found; they stay without a result")
 	}
@@ -38,15 +57,19 @@ func (m *Manager) findOpenEvents(ctx context.Context, uuid, event string) (found
 	if err != nil {
 		return nil, err
 	}
+	taskless := event == "attach_interface" || event == "detach_interface" // the user may ask for anything meanwhile
 	for _, action := range actions {
-		if action.Action == "lock" || action.Action == "unlock" {
-			continue // which may come in the middle of anything
+		if action.Action == "lock" || action.Action == "unlock" || taskless && action.Action != event {
+			continue // which may come in the middle of it
 		}
 		events, err := m.Conductor.Events(ctx, action.ID)
 		if err != nil {
 			return found, err
 		}
-		began, open := m.openHere(events, event)
+		if m.begun.has(uuid, event, action.RequestID) {
+			continue
+		}
+		began, open := m.openHere(events, "compute_"+event)
 		if !open {
 			break // its message is still to come, or it ended; what was before it ended, too
 		}

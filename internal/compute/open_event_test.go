@@ -55,6 +55,7 @@ func TestOpenEvents(t *testing.T) {
 		{"reboot_instance", "active", "reboot_started_hard", off, before, func(w *world) { w.driver.Fail("Start", "", errBoom) }, "Error", "error/-/", false},
 		{"pause_instance", "active", "pausing", running, before, nil, "", "paused/-/", false},
 		{"pause_instance", "active", "pausing", paused, before, nil, "", "paused/-/", false},
+		{"pause_instance", "active", "pausing", off, before, nil, "Error", "active/-/", false},
 		{"unpause_instance", "paused", "unpausing", paused, before, nil, "", "active/-/", false},
 		{"soft_delete_instance", "active", "soft-deleting", running, before, nil, "", "soft-delete/-/", true},
 		{"restore_instance", "soft-delete", "restoring", off, before, nil, "", "active/-/", true},
@@ -92,6 +93,44 @@ func TestOpenEvents(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEventOfAMessageThatWaits: what a message has begun since the start, and waits for its turn, is not the start's to end.
+func TestEventOfAMessageThatWaits(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	w.nova.Update(uuid, map[string]any{"task_state": "powering-off"})
+	w.asked("req-2", "stop", "compute_stop_instance", time.Now())
+	w.restarted()
+	end := w.begun.add(reqctx.With(t.Context(), &reqctx.Request{RequestID: "req-2"}), uuid, "stop_instance")
+	w.start()
+	require.Equal(t, []string{"req-2 "}, w.results("compute_stop_instance"))
+	end()
+	w.endOpenEvents(t.Context(), uuid, "stop_instance", errCutOff)
+	require.Equal(t, []string{"req-2 Error"}, w.results("compute_stop_instance"))
+}
+
+// TestTaskThatChangedMeanwhile: a start whose turn comes late does not do what nobody wants any more.
+func TestTaskThatChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	w.nova.Update(uuid, map[string]any{"task_state": "pausing"})
+	inst, err := w.Conductor.InstanceByUUID(adminContext(t.Context()), uuid)
+	require.NoError(t, err)
+	w.nova.Update(uuid, map[string]any{"task_state": "rebooting_hard"})
+	require.NoError(t, w.settleInstance(adminContext(t.Context()), inst))
+	require.Equal(t, "active/rebooting_hard/"+testHost, w.nova.States(uuid))
+	guest, _ := w.driver.Instance(uuid)
+	require.Equal(t, driver.PowerStateRunning, guest.State)
+}
+
+// TestEventThatWasNeverBegun: the agent ended between taking a message on and beginning its event.
+func TestEventThatWasNeverBegun(t *testing.T) {
+	t.Parallel()
+	w := built(t)
+	w.asked("req-2", "stop", "", time.Time{})
+	w.finishEvent(reqctx.With(t.Context(), &reqctx.Request{RequestID: "req-2"}), uuid, "stop_instance", errBoom)
+	require.Equal(t, []string{"req-2 Error"}, w.results("compute_stop_instance"))
 }
 
 // TestEventsThatAreNotOpen: an operation that has no open event here gets none, nor a result: its message may be in the queue, and brings its own.

@@ -68,6 +68,7 @@ func (m *Manager) perform(ctx context.Context, op operation, inst *object.Instan
 	ctx = reqctx.WithField(reqctx.WithField(ctx, "instance", inst.UUID), "method", op.method)
 	ctx, watch := stopwatch.With(ctx)
 	if op.event != "" && !op.resumed {
+		defer m.begun.add(ctx, inst.UUID, op.event)()
 		m.startEvent(ctx, inst.UUID, op.event)
 	}
 	result, err := m.locked(ctx, op, inst, args, body)
@@ -170,8 +171,14 @@ func (m *Manager) finishEvent(ctx context.Context, uuid, event string, failure e
 		v, t := failure.Error(), exception.Traceback(failure)
 		value, trace = &v, &t
 	}
-	err := m.Conductor.FinishEvent(context.WithoutCancel(ctx), uuid, "compute_"+event, value, trace)
-	if err != nil && !exception.Is(err, "InstanceActionNotFound") && !exception.Is(err, "InstanceActionEventNotFound") {
+	ctx = context.WithoutCancel(ctx)
+	finish := func() error { return m.Conductor.FinishEvent(ctx, uuid, "compute_"+event, value, trace) }
+	err := finish()
+	if exception.Is(err, "InstanceActionEventNotFound") { // an earlier process took it on, and ended before it began
+		m.startEvent(ctx, uuid, event)
+		err = finish()
+	}
+	if err != nil && !exception.Is(err, "InstanceActionNotFound") {
 		reqctx.Log(ctx).WithError(err).Warning("action event not finished")
 	}
 }

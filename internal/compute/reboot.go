@@ -54,19 +54,23 @@ func (m *Manager) rebootInstance(ctx context.Context, inst *object.Instance, arg
 	if err != nil {
 		return nil, m.rebootFailed(ctx, inst, err)
 	}
-	state := object.VMStateActive
-	if inst.VMState == object.VMStateRescued {
-		state = object.VMStateRescued
-	}
 	if now, err = m.powerState(ctx, inst.UUID); err != nil {
 		return nil, err
 	}
-	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"power_state": int(now), "vm_state": state, "task_state": nil})
+	err = m.Conductor.SaveInstance(ctx, inst, map[string]any{"power_state": int(now), "vm_state": stateAfterReboot(inst), "task_state": nil})
 	if err != nil {
 		return nil, err
 	}
 	m.notifyInstance(ctx, inst, "reboot", "end")
 	return nil, nil
+}
+
+// stateAfterReboot: what is in rescue stays there.
+func stateAfterReboot(inst *object.Instance) string {
+	if inst.VMState == object.VMStateRescued {
+		return object.VMStateRescued
+	}
+	return object.VMStateActive
 }
 
 func (m *Manager) restart(ctx context.Context, inst *object.Instance, info object.NetworkInfo, soft bool) error {
