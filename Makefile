@@ -23,7 +23,8 @@ FUNCTIONAL := COMPUTE_AGENT_FUNCTIONAL=1 go test -tags functional -count=1
 # tells of it in any case; when more than six fail, subtests counted, none is. Unit tests have no such excuse.
 GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
-AGAINST_PLANE = COMPUTE_AGENT_FUNCTIONAL=1 $(GOTESTSUM) --format standard-$(1) --rerun-fails=1 --rerun-fails-max-failures=6 --packages '$(2)' -- -tags functional -count=1
+AGAINST_PLANE = COMPUTE_AGENT_FUNCTIONAL=1 $(GOTESTSUM) --format standard-$(1) --rerun-fails=1 --rerun-fails-max-failures=6 --packages '$(2)' -- \
+  -tags functional -count=1 -exec '$(abspath tests/functional/testprogram.sh)'
 
 .PHONY: help build test check unit race fuzz-short corpus lint functional functional-zed functional-epoxy functional-hibiscus functional-packages functional-clients functional-linuxbridge functional-all functional-ovs functional-incus bench bench-agent bench-disks bench-images tempest demo demo-down prerequisites sample sample-check tidy clean
 
@@ -85,8 +86,8 @@ functional-epoxy functional-hibiscus: functional-%:
 	$(LAB) -release $* run $(MAKE) --no-print-directory functional-clients functional-all
 
 # These need a control plane that is up. Their time is for a machine that others use, too.
-functional-packages: $(GOTESTSUM)
-	$(call AGAINST_PLANE,quiet,$(shell find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)) -p 1 -timeout 30m
+functional-packages: # which have little to do with OpenStack: none is run once more
+	$(FUNCTIONAL) -p 1 -timeout 30m $$(find . -name '*_functional_test.go' -not -path './tests/*' -printf '%h\n' | sort -u)
 
 functional-clients: $(GOTESTSUM) # of the packages, those that speak with the control plane
 	$(call AGAINST_PLANE,quiet,./rpc/rabbit ./internal/nova/conductor ./internal/openstack/...) -p 1 -timeout 20m

@@ -9,7 +9,7 @@
 //	images/<sha256>/image.json   sizes and hashes of the content
 //	aliases/<glance id>.json     id -> sha256 and the metadata seen under that id; its mtime is the last use
 //	refs/<glance id>/<instance>  the image is in use by that instance
-//	retired/<boot id>/           trees that guests may run on and that were not known to be whole on the disk; kept until a reboot
+//	retired/<boot id>/           trees that guests may run on and that were not known to be whole on the disk; kept until a reboot, and after a kill perhaps the tree that was to replace one
 //	staging/                     imports in flight and trees to be removed; wiped by Open
 //
 // An image appears by one rename of a complete and verified directory, so a crash

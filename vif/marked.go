@@ -72,7 +72,8 @@ func (s *Set) Marked(ctx context.Context) ([]Marked, error) {
 	return all, nil
 }
 
-// RemoveMarked implements Finder. The port may be plugged for another instance at the same time: it waits for its turn.
+// RemoveMarked implements Finder. The port may be plugged for another instance at the same time: it waits for its turn, if
+// its devices have the names that derive from the port.
 func (s *Set) RemoveMarked(ctx context.Context, m Marked) error {
 	unlock, err := s.locks.Lock(ctx, m.Name[min(len(m.Name), devicePrefix):])
 	if err != nil {

@@ -78,6 +78,7 @@ func TestGC(t *testing.T) {
 // back. A start removes what the driver and the disks tell of; the links are known by the server's UUID alone.
 func TestGCFindsLinksWithoutRecord(t *testing.T) {
 	before := snapshot(t)
+	t.Cleanup(func() { require.NoError(t, shared.StartAgent(context.Background())) }) // unless it runs
 	database := filepath.Join(shared.Agent.StateDir(), "compute-agent", "agent.db")
 	require.NoError(t, shared.Agent.Signal(within(t, time.Minute), syscall.SIGTERM))
 	old, err := os.ReadFile(database)

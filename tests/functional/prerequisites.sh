@@ -88,7 +88,7 @@ install_go() {
   say "fetching Go: ${go_toolchain#*@}"
   for try in 1 2 3 4; do
     answer=$(cd / && GO111MODULE=on GOFLAGS=-modcacherw /usr/bin/go mod download -json "$go_toolchain") || true
-    cache=$(jq -r '.Dir // empty' <<<"$answer")
+    cache=$(jq -r '.Dir // empty' <<<"$answer") || cache=
     [ -z "$cache" ] || break
     say "$(jq -r .Error <<<"$answer") (try $try)"
     [ $try = 4 ] || sleep $((try * 10))
@@ -119,4 +119,4 @@ fi
 install_missing $packages
 id_range /etc/subuid
 id_range /etc/subgid
-has_go || install_go
+if ! has_go; then install_go; fi # not "||", in which errors end nothing

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,7 +178,9 @@ func (o *openVSwitch) left(v vif.VIF) ([]string, error) {
 	if out != "" {
 		left = append(left, out)
 	}
-	out = o.vsctl("--columns=external_ids", "--no-headings", "list", "QoS")
+	out = o.vsctl("--columns=_uuid", "--no-headings", "--format=csv", "list", "QoS")
+	ports := o.vsctl("--columns=qos", "--no-headings", "--format=csv", "list", "Port") // of other ports
+	out = strings.Join(slices.DeleteFunc(strings.Fields(out), func(row string) bool { return strings.Contains(ports, row) }), " ")
 	if out != "" {
 		left = append(left, "QoS "+out)
 	}

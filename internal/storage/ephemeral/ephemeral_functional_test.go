@@ -157,7 +157,7 @@ func TestQuota(t *testing.T) {
 func TestDeleteIsFast(t *testing.T) {
 	s, _ := open(t)
 	for _, format := range Formats() {
-		const soon = time.Second
+		const soon = 2 * time.Second // to write it out takes longer on most disks
 		fastest := time.Hour
 		for try := 0; try < 3 && fastest >= soon; try++ { // whatever else the machine does makes it slower, though not each time
 			require.NoError(t, s.Create(t.Context(), Disks{InstanceID: format, IDs: ids, Disks: []Disk{{"ephemeral0", 1, format}}}))
@@ -166,18 +166,16 @@ func TestDeleteIsFast(t *testing.T) {
 			file, err := os.Create(filepath.Join(paths[0], "large"))
 			require.NoError(t, err)
 			chunk := make([]byte, 1<<20)
-			start := time.Now()
 			for range 500 {
 				_, err = file.Write(chunk)
 				require.NoError(t, err)
 			}
 			require.NoError(t, file.Close())
-			written := time.Since(start)
-			start = time.Now()
+			start := time.Now()
 			require.NoError(t, s.Delete(t.Context(), format))
 			elapsed := time.Since(start)
-			t.Logf("%s: deleted with 500 MiB in %s, which were written in %s", format, elapsed, written)
-			fastest = min(fastest, elapsed-written) // on a slow disk both have to wait for it
+			t.Logf("%s: deleted with 500 MiB in %s", format, elapsed)
+			fastest = min(fastest, elapsed)
 		}
 		require.Less(t, fastest, soon)
 	}
