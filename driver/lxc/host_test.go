@@ -15,6 +15,7 @@ import (
 
 	"github.com/compute-agent/compute-agent/driver"
 	"github.com/compute-agent/compute-agent/flavor"
+	"github.com/compute-agent/compute-agent/internal/functest"
 	"github.com/compute-agent/compute-agent/internal/hostinfo"
 	"github.com/compute-agent/compute-agent/internal/storage"
 )
@@ -93,23 +94,8 @@ func TestResolveBesideRenames(t *testing.T) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	require.NoError(t, err)
 	defer unix.Close(root)
-	stop, stopped := make(chan struct{}), make(chan struct{})
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "a"), nil, 0o600))
-	go func() {
-		defer close(stopped)
-		for a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b"); ; a, b = b, a {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = os.Rename(a, b)
-			}
-		}
-	}()
-	defer func() {
-		close(stop)
-		<-stopped
-	}()
+	functest.RenameUntilEnd(t, filepath.Join(dir, "a"), filepath.Join(dir, "b"))
 	for range 5000 {
 		got, err := resolveIn(root, strings.Repeat("mnt/../", 20)+"mnt")
 		require.NoError(t, err)

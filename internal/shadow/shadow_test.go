@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/functest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -274,22 +276,7 @@ func TestLockThatIsHeld(t *testing.T) {
 func TestRenamesElsewhere(t *testing.T) {
 	t.Parallel()
 	root, dir := guest(t, nil)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for a, b := filepath.Join(dir, "etc/login.defs"), filepath.Join(dir, "etc/renamed"); ; a, b = b, a {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = os.Rename(a, b)
-			}
-		}
-	}()
-	defer func() {
-		close(stop)
-		<-stopped
-	}()
+	functest.RenameUntilEnd(t, filepath.Join(dir, "etc/login.defs"), filepath.Join(dir, "etc/renamed"))
 	for range 5000 {
 		f, err := openat2(root, strings.Repeat("etc/../", 20)+"etc", unix.O_PATH, unix.RESOLVE_IN_ROOT)
 		require.NoError(t, err)

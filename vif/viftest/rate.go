@@ -16,10 +16,10 @@ func Send(t *testing.T, from, to *Guest, address string, bytes int) float64 {
 	t.Helper()
 	var listener net.Listener
 	require.NoError(t, to.Run(func() (err error) {
-		listener, err = net.Listen("tcp", address+":0")
+		listener, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address+":0")
 		return err
 	}))
-	defer listener.Close()
+	defer listener.Close() //nolint:errcheck // nobody connects any more
 	took := make(chan time.Duration, 1)
 	go func() {
 		conn, err := listener.Accept()
@@ -33,7 +33,7 @@ func Send(t *testing.T, from, to *Guest, address string, bytes int) float64 {
 	}()
 	var conn net.Conn
 	require.NoError(t, from.Run(func() (err error) {
-		conn, err = net.DialTimeout("tcp", listener.Addr().String(), 30*time.Second)
+		conn, err = (&net.Dialer{Timeout: 30 * time.Second}).DialContext(t.Context(), "tcp", listener.Addr().String())
 		return err
 	}))
 	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
