@@ -4,6 +4,7 @@ package functional
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -167,6 +168,9 @@ func loseGuest(t *testing.T, id string) {
 func thaw(t *testing.T, pid int) {
 	t.Helper()
 	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return // it has ended
+	}
 	require.NoError(t, err)
 	group := regexp.MustCompile(`/lxc\.payload\.[^/\n]+`).FindString(string(groups))
 	for file, word := range map[string]string{
