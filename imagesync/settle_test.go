@@ -75,6 +75,20 @@ func counted(t *testing.T) (Request, *bytesSource) {
 	return r, src
 }
 
+// usedDoubtful imports an image that the disk does not take, for an instance, and ends the agent.
+func (h *fragileHost) usedDoubtful(t *testing.T) (Request, *bytesSource) {
+	t.Helper()
+	s := h.start(t)
+	r, src := counted(t)
+	h.fails.Store(true)
+	_, err := s.Sync(t.Context(), r)
+	require.NoError(t, err)
+	require.NoError(t, s.Acquire("image", "instance"))
+	require.NoError(t, s.Close())
+	h.fails.Store(false)
+	return r, src
+}
+
 // fingerprint is what the store calls the content.
 func (s *bytesSource) fingerprint() string {
 	sum := sha256.Sum256(s.data)
@@ -130,16 +144,8 @@ func TestDiskFailsAtImport(t *testing.T) {
 func TestFailedImportIsRemembered(t *testing.T) {
 	t.Parallel()
 	h := newFragileHost(t)
+	r, src := h.usedDoubtful(t)
 	s := h.start(t)
-	r, src := counted(t)
-	h.fails.Store(true)
-	_, err := s.Sync(t.Context(), r)
-	require.NoError(t, err)
-	require.NoError(t, s.Acquire("image", "instance"))
-	require.NoError(t, s.Close())
-	h.fails.Store(false)
-
-	s = h.start(t)
 	s.work.Wait()
 	_, ok, err := s.Get(t.Context(), "image")
 	require.NoError(t, err)
@@ -310,15 +316,7 @@ func TestKilledWhileSupplanting(t *testing.T) {
 	t.Parallel()
 	for _, done := range []bool{false, true} {
 		h := newFragileHost(t)
-		s := h.start(t)
-		r, src := counted(t)
-		h.fails.Store(true)
-		_, err := s.Sync(t.Context(), r)
-		require.NoError(t, err)
-		require.NoError(t, s.Acquire("image", "instance"))
-		require.NoError(t, s.Close())
-		h.fails.Store(false)
-
+		r, src := h.usedDoubtful(t)
 		killed := h.dir + "-killed" // what the disk has at that moment
 		h.exchange = func(a, b string) error {
 			if done {
@@ -327,8 +325,8 @@ func TestKilledWhileSupplanting(t *testing.T) {
 			require.NoError(t, exec.Command("cp", "-al", h.dir, killed).Run())
 			return errDisk
 		}
-		s = h.start(t)
-		_, err = s.Sync(t.Context(), r)
+		s := h.start(t)
+		_, err := s.Sync(t.Context(), r)
 		require.ErrorIs(t, err, errDisk)
 		require.NoError(t, s.Close())
 

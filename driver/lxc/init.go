@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // initSystem says how a kind of init is asked to halt and to reboot.
@@ -103,21 +105,9 @@ func findInit(rootfs string) (initSystem, error) {
 	return initByContent(b), nil
 }
 
-// maxOpens bounds the attempts to open a path: any rename on the host makes one with ".." in it fail, and a guest may rename without end.
-const maxOpens = 1000
-
 // openIn opens a path below root with links resolved inside of root (openat2(2), kernel 5.6).
 func openIn(root int, name string, flags uint64) (int, error) {
-	for attempt := 1; ; attempt++ {
-		fd, err := unix.Openat2(root, name, &unix.OpenHow{
-			Flags:   flags | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-		})
-		again := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
-		if !again || attempt == maxOpens {
-			return fd, err
-		}
-	}
+	return fdio.Openat2(root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 }
 
 // initByName judges by the file that /sbin/init leads to.

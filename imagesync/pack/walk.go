@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // members writes what is in the directory fd, sorted by name.
@@ -192,13 +194,7 @@ func open(parent int, name string, flags uint64) (int, error) {
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | flags,
 		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH,
 	}
-	for {
-		fd, err := unix.Openat2(parent, name, &how)
-		// EAGAIN: a rename in parallel kept the kernel from being sure about the path.
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
-			return fd, err
-		}
-	}
+	return fdio.Openat2(parent, name, &how)
 }
 
 // shorten keeps messages readable when a name is made to be long.

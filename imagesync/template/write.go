@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // root is a guest's root file system.
@@ -194,17 +196,7 @@ func openRegular(at int, name string, flags int, resolve uint64) (*os.File, erro
 	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flags, 0)
 }
 
-// openat2 repeats a call that a signal or a rename elsewhere has interrupted.
 func openat2(at int, name string, flags int, mode uint64, resolve uint64) (int, error) {
 	how := &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Mode: mode, Resolve: resolve} //nolint:gosec // flags are positive
-	for attempt := 0; ; attempt++ {
-		fd, err := unix.Openat2(at, name, how)
-		again := errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)
-		if !again || attempt == maxOpens {
-			return fd, err
-		}
-	}
+	return fdio.Openat2(at, name, how)
 }
-
-// maxOpens bounds the attempts to open a name: renames anywhere on the host make one fail.
-const maxOpens = 100

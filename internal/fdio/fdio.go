@@ -15,6 +15,21 @@ func OpenDir(parent int, name string) (int, error) {
 	return unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
+// maxOpens bounds the attempts of Openat2: a guest may rename without end.
+const maxOpens = 1000
+
+// Openat2 is openat2(2), asked again when a signal interrupts it, or a rename anywhere on the host, which keeps the kernel from being sure
+// about a path with ".." in it.
+func Openat2(dir int, name string, how *unix.OpenHow) (fd int, err error) {
+	for range maxOpens {
+		fd, err = unix.Openat2(dir, name, how)
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return fd, err
+}
+
 // ReadNames lists a directory through a descriptor of its own, since reading moves the offset.
 func ReadNames(dir int) ([]string, error) {
 	fd, err := OpenDir(dir, ".")

@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // Errors that callers may test, besides those of io/fs.
@@ -151,26 +153,12 @@ func open(f *os.File, st unix.Stat_t) (*os.File, error) {
 	return os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 }
 
-// maxOpens bounds the attempts to open a path: any rename on the host makes one with ".." in it fail (openat2(2)), and a guest may
-// rename without end.
-const maxOpens = 1000
-
 func openat2(dir *os.File, name string, flags int, resolve uint64) (*os.File, error) {
-	fd, err := openHow(dir, name, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}) //nolint:gosec // flags are not negative
+	fd, err := fdio.Openat2(int(dir.Fd()), name, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}) //nolint:gosec // flags are not negative
 	if err != nil {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
-}
-
-func openHow(dir *os.File, name string, how *unix.OpenHow) (fd int, err error) {
-	for range maxOpens {
-		fd, err = unix.Openat2(int(dir.Fd()), name, how)
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	return fd, err
 }
 
 func describe(st unix.Stat_t) Info {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 // maxLinks bounds a chain of links, as the kernel does (path_resolution(7)).
@@ -148,7 +150,7 @@ func (w *Writer) createNamed() (err error) {
 // newFile makes a file that only its owner may open; name is what messages call it.
 func newFile(dir *os.File, at, name string, flags uint64) (*os.File, error) {
 	how := &unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC | flags, Mode: 0o600, Resolve: unix.RESOLVE_BENEATH}
-	fd, err := openHow(dir, at, how)
+	fd, err := fdio.Openat2(int(dir.Fd()), at, how)
 	if err != nil {
 		return nil, err
 	}

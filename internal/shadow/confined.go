@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/compute-agent/compute-agent/internal/fdio"
 )
 
 const (
@@ -21,9 +23,6 @@ const (
 	maxFile = 4 << 20
 	// maxLinks bounds a chain of links.
 	maxLinks = 8
-	// maxOpens bounds the attempts to open a path: any rename on the host makes one with ".." in it fail (openat2(2)), and a
-	// guest may rename without end.
-	maxOpens = 1000
 	// lockPoll is how often a lock that somebody holds is tried again.
 	lockPoll = 50 * time.Millisecond
 )
@@ -65,17 +64,11 @@ func locate(root *os.File, file string) (place, error) {
 
 func openat2(dir *os.File, name string, flags int, resolve uint64) (*os.File, error) {
 	how := &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve} //nolint:gosec // flags are not negative
-	for attempt := 1; ; attempt++ {
-		fd, err := unix.Openat2(int(dir.Fd()), name, how)
-		again := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
-		switch {
-		case again && attempt < maxOpens:
-		case err != nil:
-			return nil, err
-		default:
-			return os.NewFile(uintptr(fd), name), nil
-		}
+	fd, err := fdio.Openat2(int(dir.Fd()), name, how)
+	if err != nil {
+		return nil, err
 	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // open opens a regular file and nothing else: it is looked at before it is opened, which for a pipe or

@@ -77,11 +77,12 @@ func TestKilledWhileAGuestHalts(t *testing.T) {
 		first, pid := booted(t, server.ID), guestPID(t, server.ID)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP), "an init that is stopped does not halt")
 		require.NoError(t, shared.Admin.Action(within(t, time.Minute), server.ID, c.action, c.args, nil))
-		eventually(t, 30*time.Second, "the agent to ask the guest", func(ctx context.Context) (bool, error) {
+		eventually(t, 30*time.Second, "the agent to begin", func(ctx context.Context) (bool, error) {
 			now, err := shared.Admin.Server(ctx, server.ID)
-			return now.TaskState == c.task, err
+			open := sql(t, "SELECT COUNT(*) FROM nova.instance_actions_events e JOIN nova.instance_actions a ON a.id = e.action_id "+
+				"WHERE a.instance_uuid = '"+server.ID+"' AND e.event = 'compute_"+c.name+"_instance' AND e.finish_time IS NULL")
+			return now.TaskState == c.task && open == "1", err
 		})
-		time.Sleep(2 * time.Second) // the message has arrived
 		killAgent(t)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 		startAgent(t)
