@@ -46,6 +46,15 @@ func startOVS(t *testing.T) *openVSwitch {
 	return startDatapath(t, false)
 }
 
+// startKernelOVS starts one on the datapath that hypervisors have, where the kernel has it.
+func startKernelOVS(t *testing.T) *openVSwitch {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "modprobe", "openvswitch").CombinedOutput(); err != nil {
+		t.Skipf("needs the kernel module openvswitch, which few kernels of test machines have: %s", out)
+	}
+	return startDatapath(t, true)
+}
+
 func startDatapath(t *testing.T, kernel bool) *openVSwitch {
 	t.Helper()
 	viftest.Need(t, "ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
@@ -208,10 +217,7 @@ func TestConformance(t *testing.T) {
 
 // TestConformanceKernel is the same on the datapath that hypervisors have, where the kernel has it.
 func TestConformanceKernel(t *testing.T) {
-	if out, err := exec.CommandContext(t.Context(), "modprobe", "openvswitch").CombinedOutput(); err != nil {
-		t.Skipf("needs the kernel module openvswitch, which few kernels of test machines have: %s", out)
-	}
-	o := startDatapath(t, true)
+	o := startKernelOVS(t)
 	p := o.plugger(t, ovs.Options{QoSType: ovs.DefaultQoSType})
 	system := func(port func(int) vif.VIF) func(int) vif.VIF {
 		return func(n int) vif.VIF {

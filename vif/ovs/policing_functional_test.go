@@ -3,7 +3,6 @@
 package ovs_test
 
 import (
-	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -55,10 +54,7 @@ func TestOutgoingLimit(t *testing.T) {
 
 // TestOutgoingLimitKernel: the bound holds on the datapath that hypervisors have, also after a restart of vswitchd.
 func TestOutgoingLimitKernel(t *testing.T) {
-	if out, err := exec.CommandContext(t.Context(), "modprobe", "openvswitch").CombinedOutput(); err != nil {
-		t.Skipf("needs the kernel module openvswitch, which few kernels of test machines have: %s", out)
-	}
-	o := startDatapath(t, true)
+	o := startKernelOVS(t)
 	p := o.plugger(t, ovs.Options{QoSType: ovs.DefaultQoSType})
 	limited, other, third := port(1), port(2), port(3)
 	limited.Bandwidth = vif.Bandwidth{In: vif.Rate{Average: 4000}, Out: vif.Rate{Average: 2000}}
